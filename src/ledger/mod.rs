@@ -1,0 +1,166 @@
+//! The durable memory of keys: what was claimed, what became of it.
+//!
+//! [`Ledger`] is the contract; its documentation binds every backend, and `conformance` holds each to it.
+
+use futures_util::future::BoxFuture;
+
+use crate::{
+    clock::Timestamp,
+    invitation::{Fingerprint, Key, Reason},
+};
+
+/// Where a key stands. The numbers are kept on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    /// Claimed: a request may be on the wire, nothing else.
+    Pending = 1,
+    /// Confirmed by SurveyLab. Final.
+    Added = 2,
+    /// Refused or never processed. The key is free, also for other data.
+    Failed = 3,
+    /// A request may have had an effect and nobody knows. Held until a caller resends on purpose or a person resolves it.
+    InDoubt = 4,
+}
+
+/// The last failure of a key, as much of it as is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastError {
+    pub reason: Reason,
+    pub http_status: Option<u16>,
+}
+
+/// All that is known of one key. Holds no personal data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub key: Key,
+    pub fingerprint: Fingerprint,
+    pub state: State,
+    /// Claims so far, the present one included: requests made to SurveyLab for this key.
+    pub attempts: u32,
+    /// When the key was first claimed.
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+    /// Set exactly when `Added`.
+    pub added_at: Option<Timestamp>,
+    /// Set when `Failed` or `InDoubt`.
+    pub last_error: Option<LastError>,
+    /// SurveyLab's words with its last answer, free of personal data.
+    pub notification: Option<String>,
+}
+
+/// What to do with a key that is in doubt when it is claimed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    Hold,
+    Resend,
+}
+
+/// A wish to send a request.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    pub key: Key,
+    pub fingerprint: Fingerprint,
+    pub doubt: Doubt,
+    pub at: Timestamp,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claimed {
+    /// The key is `Pending` and the caller's to settle or release.
+    Yes {
+        attempts: u32,
+        /// The key was in doubt before, so an earlier request may have had an effect.
+        was_in_doubt: bool,
+    },
+    /// Nothing changed: the key is not free. The record says why.
+    No(Record),
+}
+
+/// How a claimed key is to stand from now on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settlement {
+    Added {
+        notification: String,
+    },
+    Failed {
+        error: LastError,
+        notification: Option<String>,
+    },
+    InDoubt {
+        error: LastError,
+    },
+}
+
+/// What a person found out about a key in doubt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resolution {
+    Added,
+    NotAdded,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resolved {
+    Done(Record),
+    NotInDoubt(Record),
+    NotFound,
+}
+
+/// Which records a listing is to hold: those after `after` in the order of keys, that match.
+#[derive(Clone, Debug, Default)]
+pub struct Query {
+    pub collector_id: Option<String>,
+    pub state: Option<State>,
+    pub after: Option<Key>,
+    pub limit: usize,
+}
+
+/// The ledger could not do what it was asked; nothing changed, as far as it can tell.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It can't read or write now: disk full, read-only, database away. A later try can help.
+    #[error("the ledger is unavailable: {0}")]
+    Unavailable(String),
+    /// It can't be opened as it is: another process owns it, another version wrote it, it is not a ledger.
+    #[error("{0}")]
+    Unusable(String),
+}
+
+/// The contract of every backend.
+///
+/// - **Atomic.** Each method is one step: it happens whole or not at all, and in some order with all others.
+/// - **Durable.** `claim`, `settle`, `release` and `resolve` answer `Ok` only when their effect would survive a crash
+///   and a loss of power (`memory` excepted). A `look_up` or `list` that begins after such an answer sees its effect.
+/// - **Errors change nothing,** as far as the process that got them can tell: what was claimed stays claimed. After a
+///   crash, an operation that had failed may turn out done; that is safe for `claim` (the key comes back in doubt),
+///   and a failed `settle` is to be called again until it answers.
+/// - **Cancelling** a returned future does not cancel the step once it was polled.
+/// - **Crash.** Opening a ledger turns each `Pending` key of a dead process into `InDoubt` with
+///   [`Reason::OutcomeInDoubt`], before anything else is answered.
+/// - **Backpressure.** Callers wait; no method fails for load alone.
+pub trait Ledger: Send + Sync + 'static {
+    /// What is known of a key; `None` if it was never claimed.
+    fn look_up(&self, key: &Key) -> BoxFuture<'_, Result<Option<Record>, Error>>;
+
+    /// Makes the key `Pending` and counts an attempt, if the key is free: unknown, `Failed` (then with any data), or
+    /// `InDoubt` with the same fingerprint and [`Doubt::Resend`]. Otherwise changes nothing and tells the record.
+    fn claim(&self, claim: Claim) -> BoxFuture<'_, Result<Claimed, Error>>;
+
+    /// Ends a claim with its outcome. The caller holds the claim.
+    fn settle(&self, key: &Key, settlement: Settlement, at: Timestamp) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Ends a claim under which nothing was sent: the key is again what it was before, attempts included.
+    fn release(&self, key: &Key) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Ends a doubt: `Added` (with `added_at` = `at`) or `Failed`. Any other state stays as it is.
+    fn resolve(&self, key: &Key, resolution: Resolution, at: Timestamp) -> BoxFuture<'_, Result<Resolved, Error>>;
+
+    /// Records in the order of [`Key`], at most `limit`. Paging by the last key seen survives inserts: no record is
+    /// shown twice, and none that was there all the time is passed over.
+    fn list(&self, query: Query) -> BoxFuture<'_, Result<Vec<Record>, Error>>;
+
+    /// Could a claim be made durable now? Tells what a monitor asks; may try a write that changes no record.
+    fn check(&self) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Ends what runs in the background and gives the ledger free for another process.
+    fn close(&self) -> BoxFuture<'_, ()>;
+}

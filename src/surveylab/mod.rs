@@ -1,0 +1,58 @@
+//! SurveyLab: one request, one classified answer.
+
+use std::{fmt, time::Duration};
+
+use futures_util::future::BoxFuture;
+
+use crate::invitation::{Invitation, Violation};
+
+/// What one request came to. Closed: every outcome of HTTP falls into one of these, once, where it enters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// 2xx with `status: true`.
+    Added { notification: String },
+    /// 2xx with `status: false`.
+    ActionFailed { http_status: u16, notification: String },
+    /// 400.
+    BadRequest,
+    /// 401.
+    Unauthorized,
+    /// 403.
+    Forbidden,
+    /// 404.
+    NotFound,
+    /// 429.
+    RateLimited { retry_after: Option<Duration> },
+    /// 500.
+    InternalError,
+    /// 503.
+    Unavailable { retry_after: Option<Duration> },
+    /// 1xx, 3xx, and every 4xx without a row of its own.
+    UnexpectedStatus { http_status: u16 },
+    /// Not one byte of the request can have reached SurveyLab.
+    Unreachable { cause: String },
+    /// Bytes may have gone out, and no answer says what became of them. `http_status` is set when one came but says nothing.
+    InDoubt { http_status: Option<u16>, cause: String },
+}
+
+/// An invitation, encoded once for all attempts.
+pub struct Request {
+    pub invitation: Invitation,
+    /// `cId=…&email=…`: every parameter but the token. Personal data; never to be logged.
+    pub query: String,
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Request({:?})", self.invitation.key)
+    }
+}
+
+/// SurveyLab's webhook.
+pub trait SurveyLab: Send + Sync + 'static {
+    /// The invitation as one request, or which field makes it too long to send.
+    fn encode(&self, invitation: Invitation) -> Result<Request, Violation>;
+
+    /// Makes the request, once. Ends within the client's own timeout. Not to be dropped midway: that would cut it.
+    fn send<'a>(&'a self, request: &'a Request) -> BoxFuture<'a, Answer>;
+}
