@@ -3,6 +3,8 @@
 pub mod clock;
 pub mod invitation;
 pub mod ledger;
+pub mod limiter;
+pub mod rate;
 pub mod surveylab;
 
 /// The contract, generated from `proto/`.

@@ -1,0 +1,130 @@
+//! governor's token bucket on tokio's clock.
+
+use std::{num::NonZeroU32, time::Duration};
+
+use governor::{
+    Quota, RateLimiter,
+    clock::Clock,
+    middleware::StateInformationMiddleware,
+    nanos::Nanos,
+    state::{InMemoryState, NotKeyed},
+};
+
+use crate::clock::Instant;
+
+/// governor's cells in one token, so that the bucket's capacity can be a fraction of a token.
+const CELLS: u32 = 100;
+const TOKEN: NonZeroU32 = NonZeroU32::new(CELLS).unwrap();
+
+/// How far apart the delays of two requests on their way to SurveyLab are assumed to be at most.
+///
+/// The bound "burst + rate·W in any window" is counted where requests arrive. Requests leave exactly as the bucket
+/// allows, so one that is held up on its way (a new connection, a slow claim) would bring the next ones too close. The
+/// capacity keeps back what the rate would add in this time, at most one token; that delays the end of a burst that
+/// uses a full bucket, and costs nothing afterwards.
+const JITTER: Duration = Duration::from_millis(20);
+
+/// Follows tokio's pause, unlike governor's own clocks.
+#[derive(Clone, Copy)]
+struct TokioClock {
+    origin: Instant,
+}
+
+impl Clock for TokioClock {
+    type Instant = Nanos;
+
+    fn now(&self) -> Nanos {
+        self.origin.elapsed().into()
+    }
+}
+
+type Governor = RateLimiter<NotKeyed, InMemoryState, TokioClock, StateInformationMiddleware>;
+
+pub struct Bucket {
+    governor: Governor,
+    clock: TokioClock,
+    burst: u32,
+    /// Time in which one cell is added.
+    cell: Duration,
+    /// Capacity in cells.
+    capacity: u32,
+    /// Cells that were there at a moment, from which those of any later moment follow.
+    known: (Instant, u32),
+}
+
+impl Bucket {
+    /// A full bucket that holds up to `burst` tokens and gains one each `period`.
+    pub fn new(period: Duration, burst: u32) -> Self {
+        let clock = TokioClock { origin: Instant::now() };
+        let cell = cell(period);
+        let capacity = capacity(period, burst);
+        Self {
+            governor: governor(cell, capacity, clock),
+            clock,
+            burst,
+            cell,
+            capacity,
+            known: (clock.origin, capacity),
+        }
+    }
+
+    /// Takes one token, or says when one will be there.
+    pub fn take(&mut self) -> Result<(), Instant> {
+        match self.governor.check_n(TOKEN) {
+            Ok(Ok(snapshot)) => {
+                self.known = (Instant::now(), snapshot.remaining_burst_capacity());
+                Ok(())
+            }
+            Ok(Err(not_until)) => {
+                let at: Duration = not_until.earliest_possible().into();
+                Err(self.clock.origin + at)
+            }
+            // The capacity is never below one token.
+            Err(_) => Err(Instant::now() + self.cell * CELLS),
+        }
+    }
+
+    /// When the `n`th token will be there, if none is taken before `from` and all as soon as they are from then on.
+    pub fn earliest(&self, n: usize, from: Instant) -> Instant {
+        let (at, cells) = self.known;
+        let gained = from.saturating_duration_since(at).as_nanos() / self.cell.as_nanos();
+        let have = (u128::from(cells) + gained).min(u128::from(self.capacity));
+        let missing = (n as u128 * u128::from(CELLS)).saturating_sub(have);
+        let wait = missing.saturating_mul(self.cell.as_nanos());
+        // A year stands for all longer waits.
+        from + u64::try_from(wait).map_or(YEAR, Duration::from_nanos).min(YEAR)
+    }
+
+    /// Goes on at another rate, with an empty bucket: what was saved up at the old rate must not come on top.
+    pub fn set_period(&mut self, period: Duration) {
+        self.cell = cell(period);
+        self.capacity = capacity(period, self.burst);
+        self.governor = governor(self.cell, self.capacity, self.clock);
+        if let Some(all) = NonZeroU32::new(self.capacity) {
+            let _emptied = self.governor.check_n(all);
+        }
+        self.known = (Instant::now(), 0);
+    }
+}
+
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Rounded up, so that rounding never raises the rate.
+fn cell(period: Duration) -> Duration {
+    let nanos = period.as_nanos().div_ceil(u128::from(CELLS)).max(1);
+    u64::try_from(nanos).map_or(YEAR, Duration::from_nanos)
+}
+
+fn capacity(period: Duration, burst: u32) -> u32 {
+    let whole = burst.max(1).saturating_mul(CELLS);
+    let spare = (JITTER.as_nanos() * u128::from(CELLS)).div_ceil(period.as_nanos().max(1));
+    let spare = u32::try_from(spare).unwrap_or(CELLS).min(CELLS);
+    whole.saturating_sub(spare).max(CELLS)
+}
+
+fn governor(cell: Duration, capacity: u32, clock: TokioClock) -> Governor {
+    let quota = Quota::with_period(cell)
+        .unwrap_or_else(|| Quota::per_second(TOKEN))
+        .allow_burst(NonZeroU32::new(capacity).unwrap_or(TOKEN));
+    RateLimiter::direct_with_clock(quota, clock).with_middleware()
+}

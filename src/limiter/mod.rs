@@ -1,0 +1,370 @@
+//! The one token bucket of the account, and the order in which requests get its tokens.
+//!
+//! governor's `until_ready` keeps no order and sleeps on timers that follow no paused clock, so one [`Pacer`] task owns
+//! the bucket: it takes a place in flight, waits for a token, and hands both as a [`Permit`] to the one whose turn it is.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot},
+    time::{sleep_until, timeout_at},
+};
+
+use crate::{clock::Instant, rate::Rate};
+
+use adaptive::{Adaptive, Epoch};
+use bucket::Bucket;
+pub use lanes::{Lane, StreamId};
+use lanes::{Lanes, Ticket};
+
+mod adaptive;
+mod bucket;
+mod lanes;
+
+#[cfg(test)]
+mod tests;
+
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    pub rate: Rate,
+    /// Tokens that the bucket saves up; at least 1.
+    pub burst: u32,
+    /// Permits out at once.
+    pub max_in_flight: usize,
+    /// Requests waiting at once.
+    pub max_queue: usize,
+}
+
+/// Why no permit was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The wait would outlast its bound; `after` is how long it would be.
+    WaitTooLong {
+        after: Duration,
+    },
+    /// Too many wait already; `after` is how long the queue needs.
+    QueueFull {
+        after: Duration,
+    },
+    ShuttingDown,
+}
+
+/// What monitoring shows of the limiter.
+#[derive(Clone, Copy, Debug)]
+pub struct Snapshot {
+    /// Requests a second.
+    pub configured_rate: f64,
+    /// Requests a second, after what 429s taught.
+    pub learned_rate: f64,
+    pub pause: Duration,
+    pub waiting_unary: usize,
+    pub waiting_streams: usize,
+    pub in_flight: usize,
+}
+
+#[derive(Clone)]
+pub struct Limiter {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    settings: Settings,
+    state: Mutex<State>,
+    /// Tells the pacer that something came, or changed what it waits for.
+    wake: Notify,
+    places: Arc<Semaphore>,
+}
+
+struct State {
+    bucket: Bucket,
+    adaptive: Adaptive,
+    lanes: Lanes<Waiter>,
+    closed: bool,
+}
+
+struct Waiter {
+    until: Option<Instant>,
+    answer: oneshot::Sender<Result<Permit, Refused>>,
+}
+
+/// One token, taken, and a place in flight, held until this is dropped.
+pub struct Permit {
+    limiter: Limiter,
+    epoch: Epoch,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Limiter {
+    /// The limiter, and the pacer without which it gives no permits: to be run as a task.
+    pub fn new(settings: Settings) -> (Self, Pacer) {
+        let limiter = Self {
+            shared: Arc::new(Shared {
+                settings,
+                state: Mutex::new(State {
+                    bucket: Bucket::new(settings.rate.period(), settings.burst),
+                    adaptive: Adaptive::new(),
+                    lanes: Lanes::new(),
+                    closed: false,
+                }),
+                wake: Notify::new(),
+                places: Arc::new(Semaphore::new(settings.max_in_flight)),
+            }),
+        };
+        (limiter.clone(), Pacer { limiter })
+    }
+
+    /// Waits for a permit, not longer than `until`. Refuses at once where the known rate says that the wait would be
+    /// longer. Dropping the future gives up the place in the queue and costs no token.
+    pub async fn acquire(&self, lane: Lane, until: Option<Instant>) -> Result<Permit, Refused> {
+        let (answer, answered) = oneshot::channel();
+        let (_place, expected) = self.enqueue(lane, until, answer)?;
+        let too_long = || Refused::WaitTooLong {
+            after: expected.saturating_duration_since(Instant::now()).max(self.period()),
+        };
+        let answer = match until {
+            Some(until) => timeout_at(until, answered).await.map_err(|_| too_long())?,
+            None => answered.await,
+        };
+        // The sender is dropped without an answer only when the pacer has gone.
+        answer.unwrap_or(Err(Refused::ShuttingDown))
+    }
+
+    /// Refuses all who wait and all who come.
+    pub fn close(&self) {
+        let refused = {
+            let mut state = self.lock();
+            state.closed = true;
+            state.lanes.retain(|_, _| false)
+        };
+        for waiter in refused {
+            let _gone = waiter.answer.send(Err(Refused::ShuttingDown));
+        }
+        self.shared.places.close();
+        self.shared.wake.notify_one();
+    }
+
+    pub fn snapshot(&self) -> Snapshot {
+        let now = Instant::now();
+        let state = self.lock();
+        let configured_rate = 1.0 / self.shared.settings.rate.period().as_secs_f64();
+        Snapshot {
+            configured_rate,
+            learned_rate: configured_rate * state.adaptive.share(),
+            pause: state
+                .adaptive
+                .pause_until(now)
+                .map_or(Duration::ZERO, |until| until - now),
+            waiting_unary: state.lanes.unary_len(),
+            waiting_streams: state.lanes.len() - state.lanes.unary_len(),
+            in_flight: state.in_flight(&self.shared),
+        }
+    }
+
+    fn enqueue(
+        &self,
+        lane: Lane,
+        until: Option<Instant>,
+        answer: oneshot::Sender<Result<Permit, Refused>>,
+    ) -> Result<(Place<'_>, Instant), Refused> {
+        let mut state = self.lock();
+        if state.closed {
+            return Err(Refused::ShuttingDown);
+        }
+        let now = Instant::now();
+        if state.lanes.len() >= self.shared.settings.max_queue {
+            let after = state.expected(state.lanes.len(), now) - now;
+            return Err(Refused::QueueFull { after });
+        }
+        let mut expected = now;
+        if let Some(until) = until {
+            expected = state.expected(state.lanes.ahead(lane), now);
+            if expected > until {
+                return Err(Refused::WaitTooLong { after: expected - now });
+            }
+        }
+        let was_empty = state.lanes.len() == 0;
+        let ticket = state.lanes.push(lane, Waiter { until, answer });
+        drop(state);
+        if was_empty {
+            self.shared.wake.notify_one();
+        }
+        Ok((Place { limiter: self, ticket }, expected))
+    }
+
+    fn rate_limited(&self, epoch: Epoch, retry_after: Option<Duration>) {
+        let now = Instant::now();
+        let refused = {
+            let mut state = self.lock();
+            let learned = state.adaptive.rate_limited(epoch, now, retry_after);
+            if learned.rate_changed {
+                self.apply_share(&mut state);
+            }
+            if !learned.rate_changed && !learned.pause_changed {
+                return;
+            }
+            state.hopeless(now)
+        };
+        for (waiter, after) in refused {
+            let _gone = waiter.answer.send(Err(Refused::WaitTooLong { after }));
+        }
+        self.shared.wake.notify_one();
+        let Snapshot {
+            learned_rate, pause, ..
+        } = self.snapshot();
+        tracing::warn!(
+            pause_seconds = pause.as_secs_f64(),
+            learned_rate,
+            "SurveyLab answered 429: all requests pause, the rate is cut"
+        );
+    }
+
+    fn apply_share(&self, state: &mut State) {
+        let period = self.shared.settings.rate.period().div_f64(state.adaptive.share());
+        state.bucket.set_period(period);
+    }
+
+    fn period(&self) -> Duration {
+        self.shared.settings.rate.period()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// When one with so many ahead of it can expect a permit, going by the rate alone.
+    fn expected(&self, ahead: usize, now: Instant) -> Instant {
+        let from = self.adaptive.pause_until(now).unwrap_or(now);
+        self.bucket.earliest(ahead + 1, from)
+    }
+
+    /// Takes out those whose bound now lies before the permit they could expect.
+    fn hopeless(&mut self, now: Instant) -> Vec<(Waiter, Duration)> {
+        let from = self.adaptive.pause_until(now).unwrap_or(now);
+        let bucket = &self.bucket;
+        let expected = |place| bucket.earliest(place + 1, from);
+        let out = self
+            .lanes
+            .retain(|place, waiter| waiter.until.is_none_or(|until| expected(place) <= until));
+        let after = expected(0).saturating_duration_since(now);
+        out.into_iter().map(|waiter| (waiter, after)).collect()
+    }
+
+    fn in_flight(&self, shared: &Shared) -> usize {
+        shared
+            .settings
+            .max_in_flight
+            .saturating_sub(shared.places.available_permits())
+    }
+}
+
+/// A place in the queue, given up when dropped.
+struct Place<'a> {
+    limiter: &'a Limiter,
+    ticket: Ticket,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.limiter.lock().lanes.remove(self.ticket);
+    }
+}
+
+impl Permit {
+    /// SurveyLab answered 429: everybody pauses, and the rate is cut.
+    pub fn rate_limited(&self, retry_after: Option<Duration>) {
+        self.limiter.rate_limited(self.epoch, retry_after);
+    }
+
+    /// SurveyLab answered anything else.
+    pub fn answered(&self) {
+        self.limiter.lock().adaptive.answered(self.epoch);
+    }
+
+    /// A pause has begun since this permit was given: it is not to be used.
+    pub fn is_paused(&self) -> bool {
+        let now = Instant::now();
+        self.limiter.lock().adaptive.pause_until(now).is_some()
+    }
+}
+
+/// Hands out the permits.
+pub struct Pacer {
+    limiter: Limiter,
+}
+
+enum Turn {
+    Given,
+    Nobody,
+    NotBefore(Instant),
+    Closed,
+}
+
+impl Pacer {
+    /// Ends only after [`Limiter::close`].
+    pub async fn run(self) {
+        let shared = &self.limiter.shared;
+        // The place comes first: a token taken before there is a place would be kept from the bucket meanwhile.
+        while let Ok(place) = shared.places.clone().acquire_owned().await {
+            let mut place = Some(place);
+            loop {
+                match self.turn(&mut place) {
+                    Turn::Given => break,
+                    Turn::Closed => return,
+                    Turn::Nobody => shared.wake.notified().await,
+                    Turn::NotBefore(at) => {
+                        tokio::select! {
+                            () = sleep_until(at) => {}
+                            () = shared.wake.notified() => {}
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn turn(&self, place: &mut Option<OwnedSemaphorePermit>) -> Turn {
+        let now = Instant::now();
+        let mut state = self.limiter.lock();
+        if state.closed {
+            return Turn::Closed;
+        }
+        if state.adaptive.step(now) {
+            self.limiter.apply_share(&mut state);
+            tracing::info!(share = state.adaptive.share(), "the rate rises again");
+        }
+        if state.lanes.len() == 0 {
+            return Turn::Nobody;
+        }
+        if let Some(until) = state.adaptive.pause_until(now) {
+            return Turn::NotBefore(until);
+        }
+        if let Err(at) = state.bucket.take() {
+            let step = state.adaptive.next_step().unwrap_or(at);
+            return Turn::NotBefore(at.min(step));
+        }
+        let epoch = state.adaptive.epoch();
+        while let Some(held) = place.take() {
+            let Some(waiter) = state.lanes.pop() else {
+                *place = Some(held);
+                return Turn::Nobody;
+            };
+            let permit = Permit {
+                limiter: self.limiter.clone(),
+                epoch,
+                _place: held,
+            };
+            match waiter.answer.send(Ok(permit)) {
+                Ok(()) => return Turn::Given,
+                // It left at this very moment: the next one gets the permit.
+                Err(Ok(permit)) => *place = Some(permit._place),
+                Err(Err(_)) => return Turn::Given,
+            }
+        }
+        Turn::Given
+    }
+}

@@ -1,0 +1,254 @@
+use tokio::{
+    sync::mpsc,
+    task::JoinHandle,
+    time::{advance, sleep},
+};
+
+use super::*;
+
+const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn settings(rate: &str, burst: u32) -> Settings {
+    Settings {
+        rate: rate.parse().unwrap(),
+        burst,
+        max_in_flight: 1_000_000,
+        max_queue: 1_000_000,
+    }
+}
+
+fn start(settings: Settings) -> Limiter {
+    let (limiter, pacer) = Limiter::new(settings);
+    tokio::spawn(pacer.run());
+    limiter
+}
+
+/// Lets one wait, and tells its name when it got a permit.
+fn wait(limiter: &Limiter, lane: Lane, name: usize, got: &mpsc::UnboundedSender<(usize, Instant)>) -> JoinHandle<()> {
+    let (limiter, got) = (limiter.clone(), got.clone());
+    tokio::spawn(async move {
+        let permit = limiter.acquire(lane, None).await.unwrap();
+        got.send((name, Instant::now())).unwrap();
+        drop(permit);
+    })
+}
+
+async fn settle() {
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn permits(limiter: &Limiter, count: usize) -> Vec<Instant> {
+    let (got, mut gets) = mpsc::unbounded_channel();
+    for name in 0..count {
+        wait(limiter, Lane::Unary, name, &got);
+    }
+    let mut times = Vec::new();
+    for expected in 0..count {
+        let (name, at) = gets.recv().await.unwrap();
+        assert_eq!(name, expected, "first come, first served");
+        times.push(at);
+    }
+    times
+}
+
+/// The greatest number by which any window of arrivals exceeds burst + rate·W.
+fn excess(times: &[Instant], burst: f64, period: Duration) -> f64 {
+    let mut worst = f64::MIN;
+    for (i, from) in times.iter().enumerate() {
+        for (j, to) in times.iter().enumerate().skip(i) {
+            let allowed = burst + (*to - *from).as_secs_f64() / period.as_secs_f64();
+            worst = worst.max((j - i + 1) as f64 - allowed);
+        }
+    }
+    worst
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_rate_is_exact_and_never_exceeded() {
+    for (rate, burst, count) in [
+        ("100/s", 5, 300),
+        ("2/s", 5, 40),
+        ("120/m", 1, 20),
+        ("1000/h", 3, 12),
+        ("50/s", 10, 500),
+    ] {
+        let limiter = start(settings(rate, burst));
+        let begin = Instant::now();
+        let times = permits(&limiter, count).await;
+        let period = rate.parse::<Rate>().unwrap().period();
+        assert!(excess(&times, f64::from(burst), period) < 1e-6, "{rate}");
+        // What the capacity keeps back for jitter comes late once: at most a token, and at most 20 ms of the rate.
+        let ideal = period * (count as u32 - burst);
+        let took = *times.last().unwrap() - begin;
+        let late = took.saturating_sub(ideal);
+        let allowed = ms(21).min(period + ms(1)) + ideal.mul_f64(0.005);
+        assert!(late <= allowed, "{rate}: {took:?} instead of {ideal:?}");
+        limiter.close();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_is_for_everyone_and_the_rate_is_cut() {
+    let limiter = start(settings("10/s", 1));
+    let permit = limiter.acquire(Lane::Unary, None).await.unwrap();
+    let begin = Instant::now();
+    permit.rate_limited(Some(Duration::from_secs(7)));
+    assert!(permit.is_paused());
+    let times = permits(&limiter, 3).await;
+    assert_eq!(times[0] - begin, Duration::from_secs(7));
+    let spacing = (times[2] - times[1]).as_secs_f64();
+    assert!((spacing - 0.1 / 0.7).abs() < 0.002, "{spacing}");
+    assert!((limiter.snapshot().learned_rate - 7.0).abs() < 1e-9);
+    // Back at the configured rate after three steps of ten seconds each.
+    sleep(Duration::from_secs(31)).await;
+    let times = permits(&limiter, 3).await;
+    assert!((times[2] - times[1]).as_secs_f64() < 0.102);
+    assert!((limiter.snapshot().learned_rate - 10.0).abs() < 1e-9);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_goes_on_at_once_when_the_rate_rises() {
+    let limiter = start(settings("1/h", 1));
+    let permit = limiter.acquire(Lane::Unary, None).await.unwrap();
+    let begin = Instant::now();
+    permit.rate_limited(Some(Duration::from_secs(1)));
+    let times = permits(&limiter, 1).await;
+    // At 70 % for good it would be 5 142 s.
+    assert!(times[0] - begin < Duration::from_secs(3700), "{:?}", times[0] - begin);
+}
+
+#[tokio::test(start_paused = true)]
+async fn too_long_a_wait_is_refused_at_once() {
+    let limiter = start(settings("1/s", 1));
+    let (got, mut gets) = mpsc::unbounded_channel();
+    for name in 0..3 {
+        wait(&limiter, Lane::Unary, name, &got);
+    }
+    settle().await;
+    let begin = Instant::now();
+    // One went at once, two wait: the next one's turn is in three seconds.
+    let refused = limiter.acquire(Lane::Unary, Some(begin + ms(2_900))).await.err();
+    assert_eq!(Instant::now(), begin);
+    assert_eq!(refused, Some(Refused::WaitTooLong { after: ms(3_000) }));
+    let given = limiter.acquire(Lane::Unary, Some(begin + ms(3_050))).await;
+    assert!(given.is_ok());
+    for _ in 0..3 {
+        gets.recv().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_refuses_those_it_makes_hopeless() {
+    let limiter = start(settings("1/s", 1));
+    let permit = limiter.acquire(Lane::Unary, None).await.unwrap();
+    let begin = Instant::now();
+    let hopeless = tokio::spawn({
+        let limiter = limiter.clone();
+        async move { limiter.acquire(Lane::Unary, Some(begin + ms(5_000))).await.err() }
+    });
+    let patient = tokio::spawn({
+        let limiter = limiter.clone();
+        async move {
+            limiter
+                .acquire(Lane::Unary, Some(begin + ms(90_000)))
+                .await
+                .map(|_| Instant::now())
+        }
+    });
+    settle().await;
+    permit.rate_limited(Some(Duration::from_secs(60)));
+    let refused = hopeless.await.unwrap().unwrap();
+    assert_eq!(refused, Refused::WaitTooLong { after: ms(60_000) });
+    assert_eq!(Instant::now(), begin);
+    assert_eq!(patient.await.unwrap().unwrap() - begin, ms(60_000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_withdrawn_costs_no_token() {
+    let limiter = start(settings("1/s", 1));
+    drop(limiter.acquire(Lane::Unary, None).await.unwrap());
+    let (got, mut gets) = mpsc::unbounded_channel();
+    let first = wait(&limiter, Lane::Unary, 1, &got);
+    settle().await;
+    wait(&limiter, Lane::Unary, 2, &got);
+    settle().await;
+    advance(ms(500)).await;
+    first.abort();
+    let begin = Instant::now();
+    let (name, at) = gets.recv().await.unwrap();
+    assert_eq!(name, 2);
+    assert!(at - begin <= ms(501));
+    assert_eq!(limiter.snapshot().waiting_unary, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_queue_is_bounded() {
+    let limiter = start(Settings {
+        max_queue: 2,
+        ..settings("1/s", 1)
+    });
+    drop(limiter.acquire(Lane::Unary, None).await.unwrap());
+    let (got, _gets) = mpsc::unbounded_channel();
+    wait(&limiter, Lane::Unary, 1, &got);
+    wait(&limiter, Lane::Stream(StreamId(1)), 2, &got);
+    settle().await;
+    let refused = limiter.acquire(Lane::Unary, None).await.err();
+    assert_eq!(refused, Some(Refused::QueueFull { after: ms(3_000) }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn places_in_flight_are_bounded() {
+    let limiter = start(Settings {
+        max_in_flight: 2,
+        ..settings("100/s", 100)
+    });
+    let first = limiter.acquire(Lane::Unary, None).await.unwrap();
+    let _second = limiter.acquire(Lane::Unary, None).await.unwrap();
+    let soon = Some(Instant::now() + ms(500));
+    assert!(matches!(
+        limiter.acquire(Lane::Unary, soon).await,
+        Err(Refused::WaitTooLong { .. })
+    ));
+    drop(first);
+    assert!(limiter.acquire(Lane::Unary, None).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn closing_refuses_all() {
+    let limiter = start(settings("1/h", 1));
+    drop(limiter.acquire(Lane::Unary, None).await.unwrap());
+    let waiting: Vec<_> = (0..3)
+        .map(|_| {
+            let limiter = limiter.clone();
+            tokio::spawn(async move { limiter.acquire(Lane::Unary, None).await.err() })
+        })
+        .collect();
+    settle().await;
+    limiter.close();
+    for waiter in waiting {
+        assert_eq!(waiter.await.unwrap(), Some(Refused::ShuttingDown));
+    }
+    assert_eq!(
+        limiter.acquire(Lane::Unary, None).await.err(),
+        Some(Refused::ShuttingDown)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn unary_overtakes_ten_thousand_stream_items() {
+    let limiter = start(settings("100/s", 1));
+    let (got, mut gets) = mpsc::unbounded_channel();
+    for name in 0..10_000 {
+        wait(&limiter, Lane::Stream(StreamId(name as u64 % 2)), name, &got);
+    }
+    for _ in 0..50 {
+        gets.recv().await.unwrap();
+    }
+    let begin = Instant::now();
+    drop(limiter.acquire(Lane::Unary, None).await.unwrap());
+    assert!(begin.elapsed() <= ms(11), "{:?}", begin.elapsed());
+}
