@@ -1,9 +1,12 @@
 //! surveylab-gateway.
 
 pub mod clock;
+pub mod dispatch;
+pub mod grpc;
 pub mod invitation;
 pub mod ledger;
 pub mod limiter;
+pub mod metrics;
 pub mod rate;
 pub mod surveylab;
 

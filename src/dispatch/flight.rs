@@ -1,0 +1,273 @@
+//! Steps 3 to 7, in a task of their own, so that no caller who leaves can cut a request short.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{pin, select, time::sleep};
+
+use super::{
+    Added, Answer, Core, Outcome,
+    in_flight::{Landing, Terms},
+    known, ledger_unavailable, retry, reused,
+    verdict::{Again, LATER, Verdict},
+};
+use crate::{
+    clock::Timestamp,
+    invitation::{Failure, Reason, Sent},
+    ledger::{self, Claim, Claimed, Doubt, Settlement},
+    limiter::{Permit, Refused},
+    surveylab::{self, Request},
+};
+
+pub struct Trip {
+    core: Arc<Core>,
+    landing: Landing,
+    request: Arc<Request>,
+}
+
+/// What this call's attempts have come to so far.
+struct Attempts {
+    made: u32,
+    sent: Sent,
+    last: Option<Failure>,
+}
+
+enum Attempt {
+    Answered(Answer),
+    /// Nothing was sent, and nothing counts: a pause began after the permit was given.
+    TooLate,
+    /// SurveyLab did not process it; it may be tried again.
+    Again(Again),
+    /// The callers were told that the outcome could not be recorded; by now it is.
+    Announced,
+}
+
+/// How a claim ends.
+enum End {
+    Settle(Settlement, Timestamp),
+    Release,
+}
+
+impl Trip {
+    pub fn new(core: Arc<Core>, landing: Landing, request: Arc<Request>) -> Self {
+        Self { core, landing, request }
+    }
+
+    pub async fn run(self) {
+        let cut_off = self.core.cut_off.clone();
+        let answer = select! {
+            biased;
+            () = cut_off.cancelled() => None,
+            answer = self.answer() => answer,
+        };
+        if let Some(answer) = answer {
+            self.landing.land(answer);
+        }
+    }
+
+    /// `None` if nobody waits for an answer any more.
+    async fn answer(&self) -> Option<Answer> {
+        let mut attempts = Attempts {
+            made: 0,
+            sent: Sent::No,
+            last: None,
+        };
+        loop {
+            let (permit, doubt) = match self.permit().await? {
+                Ok(permit) => permit,
+                Err(refused) => return Some(Err(attempts.refused(refused))),
+            };
+            if !self.core.in_flight.commit(&self.landing.flight) {
+                return None;
+            }
+            let again = match self.attempt(permit, doubt, &mut attempts).await {
+                Attempt::Answered(answer) => return Some(answer),
+                Attempt::Announced => return None,
+                Attempt::TooLate => Again::AfterPause,
+                Attempt::Again(again) => again,
+            };
+            if let Some(failure) = self.wait_again(again, &attempts).await? {
+                return Some(Err(failure));
+            }
+        }
+    }
+
+    /// Waits for a permit on the flight's terms, which get better when callers join. `None` once it is abandoned.
+    async fn permit(&self) -> Option<Result<(Permit, Doubt), Refused>> {
+        let flight = &self.landing.flight;
+        loop {
+            let terms = self.terms()?;
+            let acquire = self.core.limiter.acquire(terms.lane, terms.until);
+            pin!(acquire);
+            let got = loop {
+                select! {
+                    biased;
+                    () = flight.abandoned.cancelled() => return None,
+                    got = &mut acquire => break Some(got),
+                    () = flight.improved.notified() => {
+                        // Only a better lane is worth the place in the queue.
+                        if self.terms()?.lane != terms.lane {
+                            break None;
+                        }
+                    }
+                }
+            };
+            let now = self.terms()?;
+            match got {
+                None => {}
+                Some(Err(Refused::WaitTooLong { .. })) if now.until != terms.until => {}
+                Some(got) => return Some(got.map(|permit| (permit, now.doubt))),
+            }
+        }
+    }
+
+    /// Claims, sends, settles.
+    async fn attempt(&self, permit: Permit, doubt: Doubt, attempts: &mut Attempts) -> Attempt {
+        let invitation = &self.request.invitation;
+        let claim = Claim {
+            key: invitation.key.clone(),
+            fingerprint: invitation.fingerprint,
+            doubt,
+            at: self.core.clock.timestamp(),
+        };
+        let (count, was_in_doubt) = match self.core.ledger.claim(claim).await {
+            Ok(Claimed::Yes { attempts, was_in_doubt }) => (attempts, was_in_doubt),
+            Ok(Claimed::No(record)) => {
+                let answer = known(Some(&record), invitation.fingerprint, doubt);
+                return Attempt::Answered(answer.unwrap_or_else(|| Err(reused())));
+            }
+            Err(error) => return Attempt::Answered(Err(ledger_unavailable(&error, attempts.sent))),
+        };
+        if permit.is_paused() {
+            drop(permit);
+            return match self.end(End::Release, Sent::No).await {
+                Recorded::Quietly => Attempt::TooLate,
+                Recorded::Late => Attempt::Announced,
+            };
+        }
+
+        attempts.made += 1;
+        let answer = self.core.surveylab.send(&self.request).await;
+        if let surveylab::Answer::RateLimited { retry_after } = answer {
+            permit.rate_limited(retry_after);
+        } else {
+            permit.answered();
+        }
+        drop(permit);
+        self.log(&answer);
+
+        let verdict = Verdict::of(answer, self.core.settings.on_server_error);
+        let settlement = verdict.settlement(was_in_doubt);
+        let at = self.core.clock.timestamp();
+        attempts.sent = attempts.sent.max(verdict.sent());
+        if let Recorded::Late = self.end(End::Settle(settlement, at), attempts.sent).await {
+            return Attempt::Announced;
+        }
+        match verdict {
+            Verdict::Added { notification } => Attempt::Answered(Ok(Outcome::Added(Added {
+                at,
+                notification,
+                attempts: count,
+            }))),
+            Verdict::InDoubt { failure } => Attempt::Answered(Err(failure)),
+            Verdict::Failed { mut failure, again } => {
+                failure.sent = attempts.sent;
+                if again == Again::AfterPause {
+                    let pause = self.core.limiter.snapshot().pause;
+                    failure.retry_after = Some(pause.max(LATER));
+                }
+                if again == Again::No || attempts.made >= self.core.settings.max_attempts {
+                    return Attempt::Answered(Err(failure));
+                }
+                attempts.last = Some(failure);
+                Attempt::Again(again)
+            }
+        }
+    }
+
+    /// Lets the time pass that lies between two attempts. `Some(Some(_))` if there is no time for another one, `None` if
+    /// nobody waits any more.
+    async fn wait_again(&self, again: Again, attempts: &Attempts) -> Option<Option<Failure>> {
+        let flight = &self.landing.flight;
+        if !self.core.in_flight.uncommit(flight, attempts.last.clone()) {
+            return None;
+        }
+        let Again::After(asked) = again else {
+            return Some(None);
+        };
+        let wait = retry::backoff(attempts.made, asked);
+        let until = self.terms()?.until;
+        if until.is_some_and(|until| until < self.core.clock.now() + wait) {
+            return Some(Some(attempts.refused(Refused::WaitTooLong { after: wait })));
+        }
+        select! {
+            biased;
+            () = flight.abandoned.cancelled() => None,
+            () = self.core.closing.cancelled() => Some(Some(attempts.refused(Refused::ShuttingDown))),
+            () = sleep(wait) => Some(None),
+        }
+    }
+
+    /// Ends the claim durably. If the ledger can't, tells the callers so and goes on trying: the key stays under way here,
+    /// so that nobody sends again meanwhile.
+    async fn end(&self, end: End, sent: Sent) -> Recorded {
+        let key = &self.landing.flight.key;
+        let mut recorded = Recorded::Quietly;
+        let mut wait = Duration::from_millis(50);
+        loop {
+            let result = match &end {
+                End::Settle(settlement, at) => self.core.ledger.settle(key, settlement.clone(), *at).await,
+                End::Release => self.core.ledger.release(key).await,
+            };
+            let error: ledger::Error = match result {
+                Ok(()) => return recorded,
+                Err(error) => error,
+            };
+            if let Recorded::Quietly = recorded {
+                recorded = Recorded::Late;
+                let sent = if sent == Sent::No { Sent::No } else { Sent::Yes };
+                self.landing.announce(Err(ledger_unavailable(&error, sent)));
+            }
+            sleep(wait).await;
+            wait = (wait * 2).min(Duration::from_secs(2));
+        }
+    }
+
+    fn terms(&self) -> Option<Terms> {
+        self.core.in_flight.terms(&self.landing.flight)
+    }
+
+    fn log(&self, answer: &surveylab::Answer) {
+        let key = &self.landing.flight.key;
+        match answer {
+            surveylab::Answer::InDoubt { http_status, cause } => {
+                tracing::warn!(?key, http_status, cause, "the outcome of a request is in doubt");
+            }
+            surveylab::Answer::Unreachable { cause } => tracing::warn!(?key, cause, "SurveyLab was not reached"),
+            surveylab::Answer::Added { .. } => tracing::debug!(?key, "added"),
+            // Not the answer itself: it may hold words of SurveyLab.
+            _ => tracing::info!(?key, "SurveyLab refused or did not process a request"),
+        }
+    }
+}
+
+/// Was the outcome recorded before anyone was told?
+enum Recorded {
+    Quietly,
+    /// No: the callers were told that the ledger is unavailable.
+    Late,
+}
+
+impl Attempts {
+    /// What a call fails with when it may not wait for another attempt: with its last attempt's failure, if there was one.
+    fn refused(&self, refused: Refused) -> Failure {
+        let (reason, after) = match refused {
+            Refused::ShuttingDown => return Failure::new(Reason::ShuttingDown, self.sent).retry_after(LATER),
+            Refused::WaitTooLong { after } => (Reason::WaitTooLong, after),
+            Refused::QueueFull { after } => (Reason::QueueFull, after),
+        };
+        let failure = self.last.clone();
+        failure
+            .unwrap_or_else(|| Failure::new(reason, self.sent))
+            .retry_after(after)
+    }
+}

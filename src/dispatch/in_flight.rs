@@ -1,0 +1,324 @@
+//! Which keys are under way in this process, and who waits for them.
+//!
+//! One mutex holds it all, and every decision that two callers could race for is made under it: who leads, who joins,
+//! whether a flight is still wanted at the moment it goes on the wire.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{Answer, Call, Outcome};
+use crate::{
+    clock::Instant,
+    invitation::{Failure, Fingerprint, Key},
+    ledger::Doubt,
+    limiter::Lane,
+};
+
+/// How far a flight has come, as those who wait for it see it.
+#[derive(Clone, Debug)]
+pub enum Progress {
+    /// Nothing is on the wire; after a failed attempt with what it failed with.
+    Waiting { last: Option<Failure> },
+    /// A request is claimed and may be on the wire.
+    OnTheWire,
+    /// The answer for all who wait.
+    Done(Answer),
+    /// It ended without one: begin again.
+    Gone,
+}
+
+/// One key under way.
+pub struct Flight {
+    pub key: Key,
+    fingerprint: Fingerprint,
+    pub progress: watch::Sender<Progress>,
+    /// Nobody wants it any more, and nothing was on the wire.
+    pub abandoned: CancellationToken,
+    /// Its terms got better.
+    pub improved: Notify,
+    /// One of those who wait has been told `Outcome::Added`; to all others it is a duplicate.
+    credited: AtomicBool,
+}
+
+/// On which terms a flight waits: the best of all its callers'.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    pub lane: Lane,
+    pub until: Option<Instant>,
+    pub doubt: Doubt,
+}
+
+impl Terms {
+    fn of(call: &Call) -> Self {
+        Self {
+            lane: call.lane,
+            until: call.until,
+            doubt: call.doubt,
+        }
+    }
+
+    fn improve(&mut self, with: Self) -> bool {
+        let before = *self;
+        if with.lane == Lane::Unary {
+            self.lane = Lane::Unary;
+        }
+        if with.doubt == Doubt::Resend {
+            self.doubt = Doubt::Resend;
+        }
+        self.until = match (self.until, with.until) {
+            (Some(a), Some(b)) => Some(a.max(b)),
+            _ => None,
+        };
+        *self != before
+    }
+}
+
+struct Seats {
+    flight: Arc<Flight>,
+    callers: usize,
+    terms: Terms,
+    /// A request may be on the wire, or an outcome is being recorded: it goes on without callers too.
+    committed: bool,
+}
+
+#[derive(Default)]
+pub struct InFlight {
+    flights: Mutex<HashMap<Key, Seats>>,
+}
+
+/// What a caller finds when it comes with a key.
+pub enum Entered {
+    /// Nobody is under way with it: this caller leads.
+    Leads(Lead),
+    /// Somebody is, with the same data.
+    Joins(Seat),
+    /// Somebody is, with other data.
+    Reused,
+}
+
+impl InFlight {
+    pub fn enter(self: &Arc<Self>, call: &Call) -> Entered {
+        let invitation = &call.request.invitation;
+        let mut flights = self.lock();
+        match flights.entry(invitation.key.clone()) {
+            Entry::Occupied(entry) => {
+                let seats = entry.into_mut();
+                if seats.flight.fingerprint != invitation.fingerprint {
+                    return Entered::Reused;
+                }
+                seats.callers += 1;
+                if seats.terms.improve(Terms::of(call)) {
+                    seats.flight.improved.notify_one();
+                }
+                Entered::Joins(self.seat(&seats.flight))
+            }
+            Entry::Vacant(entry) => {
+                let flight = Arc::new(Flight {
+                    key: invitation.key.clone(),
+                    fingerprint: invitation.fingerprint,
+                    progress: watch::Sender::new(Progress::Waiting { last: None }),
+                    abandoned: CancellationToken::new(),
+                    improved: Notify::new(),
+                    credited: AtomicBool::new(false),
+                });
+                entry.insert(Seats {
+                    flight: flight.clone(),
+                    callers: 1,
+                    terms: Terms::of(call),
+                    committed: false,
+                });
+                Entered::Leads(Lead {
+                    seat: self.seat(&flight),
+                    landing: Landing {
+                        in_flight: self.clone(),
+                        flight,
+                        landed: false,
+                    },
+                })
+            }
+        }
+    }
+
+    /// Watches the key without a wish that anything be sent.
+    pub fn observe(&self, key: &Key, fingerprint: Fingerprint) -> Observed {
+        match self.lock().get(key) {
+            None => Observed::Nobody,
+            Some(seats) if seats.flight.fingerprint != fingerprint => Observed::Reused,
+            Some(seats) => Observed::UnderWay(seats.flight.progress.subscribe()),
+        }
+    }
+
+    /// The terms on which the flight waits now; `None` once it is abandoned.
+    pub fn terms(&self, flight: &Arc<Flight>) -> Option<Terms> {
+        self.with(flight, |seats| seats.terms)
+    }
+
+    /// From here on the flight goes on whoever leaves. False if nobody wanted it any more.
+    pub fn commit(&self, flight: &Arc<Flight>) -> bool {
+        let committed = self.with(flight, |seats| seats.committed = true).is_some();
+        if committed {
+            flight.progress.send_replace(Progress::OnTheWire);
+        }
+        committed
+    }
+
+    /// Nothing is on the wire any more, and the flight is to wait again. False if nobody is left to wait for it: then it
+    /// has ended.
+    pub fn uncommit(&self, flight: &Arc<Flight>, last: Option<Failure>) -> bool {
+        let mut flights = self.lock();
+        let Some(seats) = flights
+            .get_mut(&flight.key)
+            .filter(|seats| Arc::ptr_eq(&seats.flight, flight))
+        else {
+            return false;
+        };
+        if seats.callers == 0 {
+            flights.remove(&flight.key);
+            return false;
+        }
+        seats.committed = false;
+        flight.progress.send_replace(Progress::Waiting { last });
+        true
+    }
+
+    fn leave(&self, flight: &Arc<Flight>) {
+        let mut flights = self.lock();
+        let Some(seats) = flights
+            .get_mut(&flight.key)
+            .filter(|seats| Arc::ptr_eq(&seats.flight, flight))
+        else {
+            return;
+        };
+        seats.callers -= 1;
+        if seats.callers == 0 && !seats.committed {
+            flights.remove(&flight.key);
+            flight.abandoned.cancel();
+        }
+    }
+
+    fn remove(&self, flight: &Arc<Flight>) {
+        let mut flights = self.lock();
+        if flights
+            .get(&flight.key)
+            .is_some_and(|seats| Arc::ptr_eq(&seats.flight, flight))
+        {
+            flights.remove(&flight.key);
+        }
+    }
+
+    fn with<T>(&self, flight: &Arc<Flight>, f: impl FnOnce(&mut Seats) -> T) -> Option<T> {
+        let mut flights = self.lock();
+        let seats = flights.get_mut(&flight.key)?;
+        Arc::ptr_eq(&seats.flight, flight).then(|| f(seats))
+    }
+
+    fn seat(self: &Arc<Self>, flight: &Arc<Flight>) -> Seat {
+        Seat {
+            in_flight: self.clone(),
+            flight: flight.clone(),
+            progress: flight.progress.subscribe(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Seats>> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+pub enum Observed {
+    Nobody,
+    Reused,
+    UnderWay(watch::Receiver<Progress>),
+}
+
+/// A caller's interest in a flight. Dropping it withdraws the interest.
+pub struct Seat {
+    in_flight: Arc<InFlight>,
+    flight: Arc<Flight>,
+    progress: watch::Receiver<Progress>,
+}
+
+impl Seat {
+    /// Waits for the answer; `None` if the flight ended without one.
+    pub async fn answer(&mut self) -> Option<Answer> {
+        let ended = |progress: &Progress| matches!(progress, Progress::Done(_) | Progress::Gone);
+        let progress = self.progress.wait_for(ended).await.map(|progress| progress.clone());
+        match progress {
+            Ok(Progress::Done(answer)) => Some(self.credit(answer)),
+            _ => None,
+        }
+    }
+
+    /// How far the flight has come.
+    pub fn progress(&self) -> Progress {
+        self.progress.borrow().clone()
+    }
+
+    /// Exactly one of those who waited for the request has added the respondent.
+    fn credit(&self, answer: Answer) -> Answer {
+        match answer {
+            Ok(Outcome::Added(added)) if self.flight.credited.swap(true, Ordering::Relaxed) => {
+                Ok(Outcome::Duplicate(added))
+            }
+            other => other,
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.in_flight.leave(&self.flight);
+    }
+}
+
+/// The first caller of a flight: it looks the key up, and then either lands the flight or sends it off.
+pub struct Lead {
+    pub seat: Seat,
+    pub landing: Landing,
+}
+
+/// The right, and the duty, to end a flight. Dropped without an answer (the leader left during the look-up, or a bug
+/// panicked), it tells those who wait to begin again: the ledger then says what is known.
+pub struct Landing {
+    in_flight: Arc<InFlight>,
+    pub flight: Arc<Flight>,
+    landed: bool,
+}
+
+impl Landing {
+    pub fn land(mut self, answer: Answer) {
+        self.landed = true;
+        // Removed first: who comes from now on looks into the ledger.
+        self.in_flight.remove(&self.flight);
+        self.flight.progress.send_replace(Progress::Done(answer));
+    }
+
+    /// Answers those who wait and those who come, but keeps the key under way: its outcome is not recorded yet.
+    pub fn announce(&self, answer: Answer) {
+        self.flight.progress.send_replace(Progress::Done(answer));
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        if self.landed {
+            return;
+        }
+        self.in_flight.remove(&self.flight);
+        self.flight.progress.send_if_modified(|progress| {
+            let unanswered = !matches!(progress, Progress::Done(_));
+            if unanswered {
+                *progress = Progress::Gone;
+            }
+            unanswered
+        });
+    }
+}

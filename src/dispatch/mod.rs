@@ -1,0 +1,316 @@
+//! The way of one request: join, look up, wait, claim, send, settle, and perhaps again. Unary calls and stream items go
+//! the same way; a stream is only another source and sink.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::timeout_at;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    clock::{Clock, Instant, Timestamp},
+    invitation::{Failure, Fingerprint, Invitation, Key, Reason, Sent, Violation, validate},
+    ledger::{self, Doubt, Ledger, Query, Record, Resolution, Resolved, State},
+    limiter::{Lane, Limiter},
+    surveylab::{Request, SurveyLab},
+};
+
+use flight::Trip;
+use in_flight::{Entered, InFlight, Lead, Observed, Progress, Seat};
+use verdict::LATER;
+pub use verdict::OnServerError;
+
+mod flight;
+mod in_flight;
+mod retry;
+mod verdict;
+
+#[cfg(test)]
+mod tests;
+
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Requests to SurveyLab at most for one call.
+    pub max_attempts: u32,
+    /// How long a unary call without a deadline may wait for its permit.
+    pub max_wait: Duration,
+    pub on_server_error: OnServerError,
+}
+
+/// A caller's wish to have a respondent added.
+#[derive(Clone, Debug)]
+pub struct Call {
+    pub request: Arc<Request>,
+    pub doubt: Doubt,
+    pub lane: Lane,
+    /// When the caller stops listening.
+    pub deadline: Option<Instant>,
+    /// How long the call may wait for a permit.
+    until: Option<Instant>,
+}
+
+/// What is known of an added respondent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Added {
+    pub at: Timestamp,
+    pub notification: String,
+    /// Requests made to SurveyLab for the key, retries included.
+    pub attempts: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// This call added the respondent.
+    Added(Added),
+    /// It had been added before; this call had no effect.
+    Duplicate(Added),
+    /// Nothing was sent; it would have been.
+    WouldAdd,
+}
+
+pub type Answer = Result<Outcome, Failure>;
+
+#[derive(Clone)]
+pub struct Dispatcher {
+    core: Arc<Core>,
+}
+
+struct Core {
+    surveylab: Arc<dyn SurveyLab>,
+    ledger: Arc<dyn Ledger>,
+    limiter: Limiter,
+    clock: Clock,
+    settings: Settings,
+    in_flight: Arc<InFlight>,
+    trips: TaskTracker,
+    /// Nothing new goes out.
+    closing: CancellationToken,
+    /// What is still under way is cut off; its claims come back in doubt at the next start.
+    cut_off: CancellationToken,
+}
+
+impl Dispatcher {
+    pub fn new(
+        surveylab: Arc<dyn SurveyLab>,
+        ledger: Arc<dyn Ledger>,
+        limiter: Limiter,
+        clock: Clock,
+        settings: Settings,
+    ) -> Self {
+        Self {
+            core: Arc::new(Core {
+                surveylab,
+                ledger,
+                limiter,
+                clock,
+                settings,
+                in_flight: Arc::default(),
+                trips: TaskTracker::new(),
+                closing: CancellationToken::new(),
+                cut_off: CancellationToken::new(),
+            }),
+        }
+    }
+
+    /// Checks an invitation and makes it ready to be sent, or says all that is wrong with it.
+    pub fn prepare(&self, invitation: Invitation) -> Result<Arc<Request>, Vec<Violation>> {
+        let mut violations = validate(&invitation.key, &invitation.respondent);
+        match self.core.surveylab.encode(invitation) {
+            Ok(request) if violations.is_empty() => return Ok(Arc::new(request)),
+            Ok(_) => {}
+            // A field that is too long by itself says so already.
+            Err(too_long) if violations.iter().any(|other| other.field == too_long.field) => {}
+            Err(too_long) => violations.push(too_long),
+        }
+        Err(violations)
+    }
+
+    pub fn call(&self, request: Arc<Request>, doubt: Doubt, lane: Lane, deadline: Option<Instant>) -> Call {
+        let until = match lane {
+            Lane::Unary => Some(deadline.unwrap_or_else(|| self.core.clock.now() + self.core.settings.max_wait)),
+            Lane::Stream(_) => deadline,
+        };
+        Call {
+            request,
+            doubt,
+            lane,
+            deadline,
+            until,
+        }
+    }
+
+    /// Adds a respondent, at most once per key.
+    ///
+    /// Dropping the future withdraws the call while it waits, unless another caller has joined. Once a request is
+    /// claimed it goes its way, and its outcome is recorded.
+    pub async fn add(&self, call: &Call) -> Answer {
+        loop {
+            let answer = match self.core.in_flight.enter(call) {
+                Entered::Reused => return Err(reused()),
+                Entered::Joins(seat) => self.wait(seat, call).await,
+                Entered::Leads(lead) => self.lead(lead, call).await,
+            };
+            if let Some(answer) = answer {
+                return answer;
+            }
+        }
+    }
+
+    /// Says what `add` would do, and does nothing.
+    pub async fn check(&self, call: &Call) -> Answer {
+        let invitation = &call.request.invitation;
+        let (key, fingerprint) = (&invitation.key, invitation.fingerprint);
+        loop {
+            match self.core.in_flight.observe(key, fingerprint) {
+                Observed::Nobody => break,
+                Observed::Reused => return Err(reused()),
+                Observed::UnderWay(mut progress) => {
+                    let ended = progress.wait_for(|p| matches!(p, Progress::Done(_) | Progress::Gone));
+                    let ended = within(call.deadline, ended).await?;
+                    // An outcome that can't be recorded stays under way; every other one is in the ledger.
+                    if let Ok(progress) = ended
+                        && let Progress::Done(Err(failure)) = &*progress
+                        && failure.reason == Reason::LedgerUnavailable
+                    {
+                        return Err(failure.clone());
+                    }
+                }
+            }
+        }
+        let record = within(call.deadline, self.core.ledger.look_up(key)).await?;
+        let record = record.map_err(|error| ledger_unavailable(&error, Sent::No))?;
+        known(record.as_ref(), fingerprint, call.doubt).unwrap_or(Ok(Outcome::WouldAdd))
+    }
+
+    pub async fn get(&self, key: &Key) -> Result<Option<Record>, Failure> {
+        let record = self.core.ledger.look_up(key).await;
+        record.map_err(|error| ledger_unavailable(&error, Sent::No))
+    }
+
+    pub async fn list(&self, query: Query) -> Result<Vec<Record>, Failure> {
+        let records = self.core.ledger.list(query).await;
+        records.map_err(|error| ledger_unavailable(&error, Sent::No))
+    }
+
+    pub async fn resolve(&self, key: &Key, resolution: Resolution) -> Result<Resolved, Failure> {
+        let at = self.core.clock.timestamp();
+        let resolved = self.core.ledger.resolve(key, resolution, at).await;
+        resolved.map_err(|error| ledger_unavailable(&error, Sent::No))
+    }
+
+    /// Could a request go out now?
+    pub async fn ready(&self) -> Result<(), String> {
+        if self.core.closing.is_cancelled() {
+            return Err("shutting down".into());
+        }
+        self.core.ledger.check().await.map_err(|error| error.to_string())
+    }
+
+    /// Refuses what waits and what comes. What is on the wire goes on.
+    pub fn close(&self) {
+        self.core.closing.cancel();
+        self.core.limiter.close();
+        self.core.trips.close();
+    }
+
+    /// After [`close`](Self::close): waits until everything on the wire is answered and recorded.
+    pub async fn drained(&self) {
+        self.core.trips.wait().await;
+    }
+
+    /// Ends what is still under way, now. Claims that are not settled are in doubt at the next start.
+    pub async fn cut_off(&self) {
+        self.core.cut_off.cancel();
+        self.core.trips.wait().await;
+    }
+
+    /// Keys with a request on the wire, or an outcome to be recorded.
+    pub fn under_way(&self) -> usize {
+        self.core.trips.len()
+    }
+
+    async fn lead(&self, lead: Lead, call: &Call) -> Option<Answer> {
+        let invitation = &call.request.invitation;
+        let Lead { seat, landing } = lead;
+        let looked_up = match within(call.deadline, self.core.ledger.look_up(&invitation.key)).await {
+            Ok(looked_up) => looked_up,
+            Err(failure) => return Some(Err(failure)),
+        };
+        let doubt = self
+            .core
+            .in_flight
+            .terms(&landing.flight)
+            .map_or(call.doubt, |terms| terms.doubt);
+        let answer = match looked_up {
+            Ok(record) => known(record.as_ref(), invitation.fingerprint, doubt),
+            Err(error) => Some(Err(ledger_unavailable(&error, Sent::No))),
+        };
+        if let Some(answer) = answer {
+            landing.land(answer.clone());
+            return Some(answer);
+        }
+        let trip = Trip::new(self.core.clone(), landing, call.request.clone());
+        self.core.trips.spawn(trip.run());
+        self.wait(seat, call).await
+    }
+
+    /// Waits for a flight's answer, up to the caller's deadline; `None` if the flight ended without one.
+    async fn wait(&self, mut seat: Seat, call: &Call) -> Option<Answer> {
+        let Some(deadline) = call.deadline else {
+            return seat.answer().await;
+        };
+        let answer = match timeout_at(deadline, seat.answer()).await {
+            Ok(answer) => answer?,
+            Err(_) => Err(match seat.progress() {
+                Progress::OnTheWire => Failure::new(Reason::DeadlineAfterSend, Sent::Unknown),
+                Progress::Waiting { last: Some(last) } => last,
+                _ => Failure::new(Reason::WaitTooLong, Sent::No).retry_after(LATER),
+            }),
+        };
+        Some(answer.map_err(|mut failure| {
+            failure.deadline_passed |= failure.reason == Reason::WaitTooLong && deadline <= self.core.clock.now();
+            failure
+        }))
+    }
+}
+
+/// What the ledger's record of a key says to a call, or `None` if the key is free to be sent.
+fn known(record: Option<&Record>, fingerprint: Fingerprint, doubt: Doubt) -> Option<Answer> {
+    let record = record?;
+    match record.state {
+        State::Failed => None,
+        _ if record.fingerprint != fingerprint => Some(Err(reused())),
+        State::Added => Some(Ok(Outcome::Duplicate(Added {
+            at: record.added_at.unwrap_or(record.updated_at),
+            notification: record.notification.clone().unwrap_or_default(),
+            attempts: record.attempts,
+        }))),
+        State::InDoubt if doubt == Doubt::Resend => None,
+        // Pending without a flight in this process: its outcome was lost on the way to the ledger.
+        State::InDoubt | State::Pending => {
+            let mut failure = Failure::new(Reason::OutcomeInDoubt, Sent::Unknown);
+            failure.http_status = record.last_error.and_then(|error| error.http_status);
+            Some(Err(failure))
+        }
+    }
+}
+
+fn reused() -> Failure {
+    Failure::new(Reason::CrkReused, Sent::No)
+}
+
+fn ledger_unavailable(error: &ledger::Error, sent: Sent) -> Failure {
+    tracing::error!(%error, "the ledger is unavailable");
+    Failure::new(Reason::LedgerUnavailable, sent).retry_after(LATER)
+}
+
+/// Awaits something that sends nothing, up to the caller's deadline.
+async fn within<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -> Result<T, Failure> {
+    match deadline {
+        None => Ok(future.await),
+        Some(deadline) => timeout_at(deadline, future).await.map_err(|_| {
+            let mut failure = Failure::new(Reason::WaitTooLong, Sent::No).retry_after(LATER);
+            failure.deadline_passed = true;
+            failure
+        }),
+    }
+}

@@ -1,0 +1,75 @@
+//! The gRPC face: the services, and the server that carries them.
+
+use tonic::service::Routes;
+use tonic_health::server::{HealthReporter, HealthService};
+
+use crate::proto::{self, invitation_service_server::InvitationServiceServer};
+
+mod convert;
+mod deadline;
+mod page_token;
+pub mod server;
+mod service;
+mod status;
+mod stream;
+
+pub use service::Service;
+
+/// Bytes of one request. Every field at its longest is far below.
+const MAX_MESSAGE: usize = 256 * 1024;
+
+/// The health of the process and of its one service, which clients and load balancers watch.
+#[derive(Clone)]
+pub struct Health {
+    reporter: HealthReporter,
+}
+
+const SERVICES: [&str; 2] = ["", "surveylab.invitation.v1.InvitationService"];
+
+impl Health {
+    /// Serving, from the first moment on.
+    pub async fn new() -> Self {
+        let reporter = HealthReporter::new();
+        for service in SERVICES {
+            reporter
+                .set_service_status(service, tonic_health::ServingStatus::Serving)
+                .await;
+        }
+        Self { reporter }
+    }
+
+    pub async fn draining(&self) {
+        for service in SERVICES {
+            reporter_not_serving(&self.reporter, service).await;
+        }
+    }
+
+    /// Ends all watches, which would hold their connections open.
+    pub async fn gone(&mut self) {
+        for service in SERVICES {
+            self.reporter.clear_service_status(service).await;
+        }
+    }
+}
+
+async fn reporter_not_serving(reporter: &HealthReporter, service: &str) {
+    reporter
+        .set_service_status(service, tonic_health::ServingStatus::NotServing)
+        .await;
+}
+
+/// All services of the gRPC port.
+pub fn routes(service: Service, health: &Health) -> Result<Routes, tonic_reflection::server::Error> {
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let invitations = InvitationServiceServer::new(service).max_decoding_message_size(MAX_MESSAGE);
+    let health = HealthService::from_health_reporter(health.reporter.clone());
+    Ok(Routes::new(invitations)
+        .add_service(tonic_health::pb::health_server::HealthServer::new(health))
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?)
+        .prepare())
+}

@@ -1,0 +1,220 @@
+//! The five methods: decode, validate, hand to dispatch, encode.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{convert, deadline, page_token, status, stream};
+use crate::{
+    clock::{Clock, Instant},
+    dispatch::Dispatcher,
+    ledger::Resolved,
+    limiter::{Lane, StreamId},
+    metrics,
+    proto::{self, invitation_service_server::InvitationService},
+};
+
+/// Cheap to clone: every stream has one.
+#[derive(Clone)]
+pub struct Service {
+    pub dispatcher: Dispatcher,
+    pub clock: Clock,
+    /// Requests in progress at once in one stream.
+    pub stream_window: usize,
+    /// Streams read no further.
+    pub closing: CancellationToken,
+    pub tasks: TaskTracker,
+    pub next_stream: Arc<AtomicU64>,
+}
+
+/// Which method a call came by, as metrics name it.
+#[derive(Clone, Copy)]
+enum Method {
+    Add,
+    Stream,
+    Get,
+    List,
+    Resolve,
+}
+
+impl Method {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Add => "AddRespondent",
+            Self::Stream => "StreamAddRespondent",
+            Self::Get => "GetInvitation",
+            Self::List => "ListInvitations",
+            Self::Resolve => "ResolveInvitation",
+        }
+    }
+}
+
+impl Service {
+    /// One AddRespondent, whichever way it came.
+    pub async fn add(
+        &self,
+        request: proto::AddRespondentRequest,
+        lane: Lane,
+        deadline: Option<Instant>,
+    ) -> Result<proto::AddRespondentResponse, Status> {
+        let doubt = convert::doubt(request.resend_in_doubt);
+        let validate_only = request.validate_only;
+        let crk = request.crk.clone();
+        let prepared = self.dispatcher.prepare(convert::invitation(request));
+        let call = match prepared {
+            Ok(prepared) => self.dispatcher.call(prepared, doubt, lane, deadline),
+            Err(violations) => return Err(status::invalid(&violations)),
+        };
+        let answer = if validate_only {
+            self.dispatcher.check(&call).await
+        } else {
+            self.dispatcher.add(&call).await
+        };
+        match answer {
+            Ok(outcome) => Ok(convert::response(&crk, outcome)),
+            Err(failure) => Err(status::status(&failure)),
+        }
+    }
+
+    /// As [`add`](Self::add), counted.
+    pub async fn add_stream_item(
+        &self,
+        request: proto::AddRespondentRequest,
+        stream: StreamId,
+        deadline: Option<Instant>,
+    ) -> Result<proto::AddRespondentResponse, Status> {
+        let begin = self.clock.now();
+        let answer = self.add(request, Lane::Stream(stream), deadline).await;
+        count(Method::Stream, begin.elapsed(), &answer);
+        answer
+    }
+}
+
+fn count<T>(method: Method, took: Duration, answer: &Result<T, Status>) {
+    match answer {
+        Ok(_) => metrics::call(method.name(), tonic::Code::Ok, String::new(), took),
+        Err(error) => metrics::call(method.name(), error.code(), status::reason(error), took),
+    }
+}
+
+fn counted<T>(method: Method, begin: Instant, answer: Result<T, Status>) -> Result<Response<T>, Status> {
+    count(method, begin.elapsed(), &answer);
+    answer.map(Response::new)
+}
+
+#[tonic::async_trait]
+impl InvitationService for Service {
+    type StreamAddRespondentStream = ReceiverStream<Result<proto::StreamAddRespondentResponse, Status>>;
+
+    async fn add_respondent(
+        &self,
+        request: Request<proto::AddRespondentRequest>,
+    ) -> Result<Response<proto::AddRespondentResponse>, Status> {
+        let begin = self.clock.now();
+        let deadline = deadline::of(request.metadata(), &self.clock);
+        let answer = self.add(request.into_inner(), Lane::Unary, deadline).await;
+        counted(Method::Add, begin, answer)
+    }
+
+    async fn stream_add_respondent(
+        &self,
+        request: Request<Streaming<proto::AddRespondentRequest>>,
+    ) -> Result<Response<Self::StreamAddRespondentStream>, Status> {
+        let deadline = deadline::of(request.metadata(), &self.clock);
+        let id = StreamId(self.next_stream.fetch_add(1, Ordering::Relaxed));
+        Ok(Response::new(stream::start(
+            self.clone(),
+            id,
+            deadline,
+            request.into_inner(),
+        )))
+    }
+
+    async fn get_invitation(
+        &self,
+        request: Request<proto::GetInvitationRequest>,
+    ) -> Result<Response<proto::Invitation>, Status> {
+        let begin = self.clock.now();
+        let proto::GetInvitationRequest { collector_id, crk } = request.into_inner();
+        let answer = async {
+            let key = convert::key(collector_id, crk).map_err(|violations| status::invalid(&violations))?;
+            let record = self
+                .dispatcher
+                .get(&key)
+                .await
+                .map_err(|failure| status::status(&failure))?;
+            record.map(convert::record).ok_or_else(status::not_found)
+        };
+        counted(Method::Get, begin, answer.await)
+    }
+
+    async fn list_invitations(
+        &self,
+        request: Request<proto::ListInvitationsRequest>,
+    ) -> Result<Response<proto::ListInvitationsResponse>, Status> {
+        let begin = self.clock.now();
+        let answer = async {
+            let query = convert::query(request.into_inner()).map_err(|violations| status::invalid(&violations))?;
+            let size = query.limit;
+            // One more than asked for tells whether there is another page.
+            let wider = crate::ledger::Query {
+                limit: size + 1,
+                ..query
+            };
+            let mut records = self
+                .dispatcher
+                .list(wider)
+                .await
+                .map_err(|failure| status::status(&failure))?;
+            let more = records.len() > size;
+            records.truncate(size);
+            let next_page_token = match records.last() {
+                Some(last) if more => page_token::encode(&last.key),
+                _ => String::new(),
+            };
+            Ok(proto::ListInvitationsResponse {
+                invitations: records.into_iter().map(convert::record).collect(),
+                next_page_token,
+            })
+        };
+        counted(Method::List, begin, answer.await)
+    }
+
+    async fn resolve_invitation(
+        &self,
+        request: Request<proto::ResolveInvitationRequest>,
+    ) -> Result<Response<proto::Invitation>, Status> {
+        let begin = self.clock.now();
+        let request = request.into_inner();
+        let answer = async {
+            let resolution = convert::resolution(request.resolution);
+            let key = convert::key(request.collector_id, request.crk);
+            let (key, resolution) = match (key, resolution) {
+                (Ok(key), Ok(resolution)) => (key, resolution),
+                (key, resolution) => {
+                    let mut violations = key.err().unwrap_or_default();
+                    violations.extend(resolution.err());
+                    return Err(status::invalid(&violations));
+                }
+            };
+            let resolved = self.dispatcher.resolve(&key, resolution).await;
+            match resolved.map_err(|failure| status::status(&failure))? {
+                Resolved::Done(record) => {
+                    tracing::info!(?key, ?resolution, "a doubt was resolved");
+                    Ok(convert::record(record))
+                }
+                Resolved::NotInDoubt(_) => Err(status::not_in_doubt()),
+                Resolved::NotFound => Err(status::not_found()),
+            }
+        };
+        counted(Method::Resolve, begin, answer.await)
+    }
+}

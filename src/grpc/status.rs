@@ -1,0 +1,203 @@
+//! From the domain's failures to gRPC's: one exhaustive match, so that a new reason can't be forgotten.
+
+use std::collections::HashMap;
+
+use prost::Message as _;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
+
+use crate::{
+    invitation::{Failure, Reason, Sent, Violation},
+    ledger::LastError,
+};
+
+/// `google.rpc.ErrorInfo`'s domain where the gateway decided.
+const GATEWAY: &str = "surveylab-gateway";
+/// The domain where SurveyLab's answer decided.
+const SURVEYLAB: &str = "surveylab.com";
+
+/// The code, the domain, and what is said to the caller. Never holds a value of the request.
+fn row(failure: &Failure) -> (Code, &'static str, &'static str) {
+    match failure.reason {
+        Reason::SurveylabActionFailed => (
+            Code::FailedPrecondition,
+            SURVEYLAB,
+            "SurveyLab refused the respondent; it gives no reason. A crk that the collector knows already is a usual one",
+        ),
+        Reason::SurveylabBadRequest => (
+            Code::InvalidArgument,
+            SURVEYLAB,
+            "SurveyLab answered 400: a bad request, or a wrong API token",
+        ),
+        Reason::SurveylabUnauthorized => (
+            Code::Unauthenticated,
+            SURVEYLAB,
+            "SurveyLab answered 401: the gateway's API token is wrong",
+        ),
+        Reason::SurveylabForbidden => (
+            Code::PermissionDenied,
+            SURVEYLAB,
+            "SurveyLab answered 403: the gateway's account may not do this",
+        ),
+        Reason::SurveylabNotFound => (
+            Code::NotFound,
+            SURVEYLAB,
+            "SurveyLab answered 404: no such collector in the gateway's account",
+        ),
+        Reason::SurveylabRateLimited => (
+            Code::ResourceExhausted,
+            SURVEYLAB,
+            "SurveyLab answered 429: too many requests; nothing was processed",
+        ),
+        Reason::SurveylabInternalError => (
+            Code::Unavailable,
+            SURVEYLAB,
+            "SurveyLab answered 500 and asks to try again",
+        ),
+        Reason::SurveylabUnavailable => (
+            Code::Unavailable,
+            SURVEYLAB,
+            "SurveyLab answered 503: it is not available now; nothing was processed",
+        ),
+        Reason::SurveylabUnexpectedStatus => (
+            Code::Internal,
+            SURVEYLAB,
+            "SurveyLab answered with a status that is not part of its interface",
+        ),
+        Reason::SurveylabUnreachable => (
+            Code::Unavailable,
+            GATEWAY,
+            "SurveyLab could not be reached; nothing was sent",
+        ),
+        Reason::OutcomeInDoubt => (
+            Code::FailedPrecondition,
+            GATEWAY,
+            "a request went out and its outcome is unknown: the respondent may have been added. The key is held until \
+             someone looks it up in SurveyLab and resolves it, or a call sets resend_in_doubt",
+        ),
+        Reason::CrkReused => (
+            Code::AlreadyExists,
+            GATEWAY,
+            "this crk was used in this collector with other data; nothing was sent",
+        ),
+        Reason::WaitTooLong if failure.deadline_passed => (
+            Code::DeadlineExceeded,
+            GATEWAY,
+            "the deadline passed while the request waited for its turn; nothing was sent",
+        ),
+        Reason::WaitTooLong => (
+            Code::ResourceExhausted,
+            GATEWAY,
+            "the wait for the rate limit would be too long; nothing was sent",
+        ),
+        Reason::QueueFull => (
+            Code::ResourceExhausted,
+            GATEWAY,
+            "too many requests wait already; nothing was sent",
+        ),
+        Reason::DeadlineAfterSend => (
+            Code::DeadlineExceeded,
+            GATEWAY,
+            "the deadline passed while the request was on the wire; its outcome will be recorded: the same call tells it",
+        ),
+        Reason::ShuttingDown => (
+            Code::Unavailable,
+            GATEWAY,
+            "the gateway is shutting down; the request was not sent",
+        ),
+        Reason::LedgerUnavailable if failure.sent == Sent::No => {
+            (Code::Unavailable, GATEWAY, "the ledger can't be used; nothing was sent")
+        }
+        Reason::LedgerUnavailable => (
+            Code::Unavailable,
+            GATEWAY,
+            "the request was sent, but the ledger could not record its outcome yet; the gateway keeps trying",
+        ),
+    }
+}
+
+pub fn status(failure: &Failure) -> Status {
+    let (code, domain, message) = row(failure);
+    let mut metadata = HashMap::from([("sent".to_string(), sent(failure.sent).to_string())]);
+    if let Some(http_status) = failure.http_status {
+        metadata.insert("http_status".into(), http_status.to_string());
+    }
+    let mut details = ErrorDetails::with_error_info(failure.reason.as_str(), domain, metadata);
+    if let Some(after) = failure.retry_after {
+        details.set_retry_info(Some(after));
+    }
+    let message = match &failure.notification {
+        Some(words) if !words.is_empty() => format!("{message}. It said: {words}"),
+        _ => message.to_string(),
+    };
+    Status::with_error_details(code, message, details)
+}
+
+/// Bad input: all that is wrong with it, at once.
+pub fn invalid(violations: &[Violation]) -> Status {
+    let named: Vec<String> = violations
+        .iter()
+        .map(|violation| format!("{} {}", violation.field, violation.description))
+        .collect();
+    let mut details = info("INVALID_REQUEST");
+    details.set_bad_request(
+        violations
+            .iter()
+            .map(|violation| FieldViolation::new(violation.field, violation.description.clone()))
+            .collect::<Vec<_>>(),
+    );
+    Status::with_error_details(Code::InvalidArgument, named.join("; "), details)
+}
+
+pub fn not_found() -> Status {
+    let details = info("INVITATION_NOT_FOUND");
+    Status::with_error_details(Code::NotFound, "no invitation with this key was ever claimed", details)
+}
+
+pub fn not_in_doubt() -> Status {
+    let details = info("NOT_IN_DOUBT");
+    let message = "only an invitation that is in doubt can be resolved";
+    Status::with_error_details(Code::FailedPrecondition, message, details)
+}
+
+/// What the last attempt of a key failed with, as the call itself was told.
+pub fn last_error(error: LastError) -> tonic_types::Status {
+    let sent = match error.reason {
+        Reason::OutcomeInDoubt => Sent::Unknown,
+        Reason::SurveylabUnreachable => Sent::No,
+        _ => Sent::Yes,
+    };
+    let mut failure = Failure::new(error.reason, sent);
+    failure.http_status = error.http_status;
+    rpc_status(&status(&failure))
+}
+
+/// The same as `google.rpc.Status`, for answers that carry an error inside.
+pub fn rpc_status(status: &Status) -> tonic_types::Status {
+    // The details are such a message already.
+    tonic_types::Status::decode(status.details()).unwrap_or_else(|_| tonic_types::Status {
+        code: status.code().into(),
+        message: status.message().into(),
+        details: Vec::new(),
+    })
+}
+
+/// The `reason` of an error, for metrics and logs; empty if it has none.
+pub fn reason(status: &Status) -> String {
+    status
+        .get_details_error_info()
+        .map_or_else(String::new, |info| info.reason)
+}
+
+fn info(reason: &str) -> ErrorDetails {
+    let metadata = HashMap::from([("sent".to_string(), sent(Sent::No).to_string())]);
+    ErrorDetails::with_error_info(reason, GATEWAY, metadata)
+}
+
+fn sent(sent: Sent) -> &'static str {
+    match sent {
+        Sent::No => "no",
+        Sent::Unknown => "unknown",
+        Sent::Yes => "yes",
+    }
+}

@@ -1,0 +1,120 @@
+//! A stream of AddRespondent: one task reads requests and drives those in progress; results go out as they are known.
+//!
+//! Each request takes one place of the stream's window before it is read, and gives it back when the transport has
+//! taken its result. So memory is bounded by the window, whether SurveyLab is slow or the reader of the results is.
+
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use tokio::{
+    select,
+    sync::mpsc::{self, OwnedPermit, Sender, error::SendError},
+    time::sleep_until,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::{service::Service, status};
+use crate::{
+    clock::Instant,
+    invitation::{Failure, Reason, Sent},
+    limiter::StreamId,
+    proto::{AddRespondentRequest, StreamAddRespondentResponse, stream_add_respondent_response::Result as ItemResult},
+};
+
+type Item = Result<StreamAddRespondentResponse, Status>;
+
+pub fn start(
+    service: Service,
+    id: StreamId,
+    deadline: Option<Instant>,
+    requests: Streaming<AddRespondentRequest>,
+) -> ReceiverStream<Item> {
+    let (results, taken) = mpsc::channel(service.stream_window);
+    let tasks = service.tasks.clone();
+    tasks.spawn(drive(service, id, deadline, requests, results));
+    ReceiverStream::new(taken)
+}
+
+/// Ends when the caller is gone (dropping what is in progress withdraws what waits), or when all that was read is
+/// answered and nothing more is to be read.
+async fn drive(
+    service: Service,
+    id: StreamId,
+    deadline: Option<Instant>,
+    mut requests: Streaming<AddRespondentRequest>,
+    results: Sender<Item>,
+) {
+    let mut in_progress = FuturesUnordered::new();
+    let mut place: Option<OwnedPermit<Item>> = None;
+    let mut next_sequence = 0;
+    let mut reading = true;
+    let mut end: Option<Status> = None;
+
+    while reading || !in_progress.is_empty() {
+        select! {
+            biased;
+            () = results.closed() => return,
+            Some(()) = in_progress.next(), if !in_progress.is_empty() => {}
+            () = service.closing.cancelled(), if reading => {
+                reading = false;
+                end = Some(status::status(&Failure::new(Reason::ShuttingDown, Sent::No).retry_after(SOON)));
+            }
+            () = passed(deadline), if reading => {
+                reading = false;
+                end = Some(Status::deadline_exceeded("the stream's deadline passed"));
+            }
+            free = results.clone().reserve_owned(), if reading && place.is_none() => place = taken(free),
+            message = requests.message(), if reading && place.is_some() => match message {
+                Ok(Some(request)) => {
+                    if let Some(place) = place.take() {
+                        in_progress.push(answer(&service, id, deadline, request, next_sequence, place));
+                        next_sequence += 1;
+                    }
+                }
+                Ok(None) => reading = false,
+                Err(broken) => {
+                    reading = false;
+                    end = Some(broken);
+                }
+            },
+        }
+    }
+    drop(place);
+    if let Some(status) = end {
+        // An error means that the caller has gone: nobody is left to tell.
+        let _gone = results.send(Err(status)).await;
+    }
+}
+
+const SOON: std::time::Duration = std::time::Duration::from_secs(1);
+
+async fn answer(
+    service: &Service,
+    id: StreamId,
+    deadline: Option<Instant>,
+    request: AddRespondentRequest,
+    sequence: u64,
+    place: OwnedPermit<Item>,
+) {
+    let crk = request.crk.clone();
+    let result = match service.add_stream_item(request, id, deadline).await {
+        Ok(added) => ItemResult::Added(added),
+        Err(error) => ItemResult::Error(status::rpc_status(&error)),
+    };
+    place.send(Ok(StreamAddRespondentResponse {
+        sequence,
+        crk,
+        result: Some(result),
+    }));
+}
+
+fn taken(free: Result<OwnedPermit<Item>, SendError<()>>) -> Option<OwnedPermit<Item>> {
+    // An error means that the caller has gone, which the next turn of the loop finds.
+    free.ok()
+}
+
+async fn passed(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
