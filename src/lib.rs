@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod invitation;
 pub mod ledger;
+pub mod rate;
 pub mod surveylab;
 
 /// The contract, generated from `proto/`.
