@@ -4,6 +4,7 @@ pub mod clock;
 pub mod invitation;
 pub mod ledger;
 pub mod rate;
+pub mod sandbox;
 pub mod surveylab;
 
 /// The contract, generated from `proto/`.
