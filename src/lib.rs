@@ -1,5 +1,6 @@
 //! surveylab-gateway.
 
+pub mod cli;
 pub mod clock;
 pub mod invitation;
 pub mod ledger;
