@@ -1,6 +1,10 @@
 //! surveylab-gateway.
 
+pub mod admin;
+pub mod app;
+pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod dispatch;
 pub mod grpc;
 pub mod invitation;
@@ -8,7 +12,10 @@ pub mod ledger;
 pub mod limiter;
 pub mod metrics;
 pub mod rate;
+pub mod sandbox;
+pub mod shutdown;
 pub mod surveylab;
+pub mod telemetry;
 
 /// The contract, generated from `proto/`.
 pub mod proto {

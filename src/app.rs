@@ -1,0 +1,209 @@
+//! The composition root: binds the ports, builds the parts, runs them, and takes them down in order.
+
+use std::{io, net::SocketAddr, num::NonZeroU32, sync::Arc};
+
+use tokio::{net::TcpListener, select, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    admin::{self, Admin},
+    clock::Clock,
+    config::{Config, LedgerUrl, Upstream},
+    dispatch::{self, Dispatcher},
+    grpc::{self, Health, Service},
+    ledger::{self, Ledger, memory::Memory, sqlite::Sqlite},
+    limiter::{self, Limiter},
+    sandbox::{self, Sandbox},
+    surveylab::http::{self, HttpConfig, HttpSurveyLab},
+};
+
+/// Why the gateway did not run, or not to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("--{flag}: can't listen on {address}: {source}")]
+    Listen {
+        flag: &'static str,
+        address: SocketAddr,
+        source: io::Error,
+    },
+    #[error("--ledger: {0}")]
+    Ledger(#[from] ledger::Error),
+    #[error("the sandbox can't start: {0}")]
+    Sandbox(io::Error),
+    #[error("the client for SurveyLab can't start: {0}")]
+    Client(#[from] http::Error),
+    #[error("server reflection can't start: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    #[error("the {0} ended unexpectedly")]
+    Ended(&'static str),
+}
+
+/// The bound ports.
+pub struct Listeners {
+    pub grpc: TcpListener,
+    pub admin: TcpListener,
+}
+
+impl Listeners {
+    pub async fn bind(config: &Config) -> Result<Self, Error> {
+        Ok(Self {
+            grpc: bind("listen", config.args.listen).await?,
+            admin: bind("admin-listen", config.args.admin_listen).await?,
+        })
+    }
+}
+
+async fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, Error> {
+    let listener = TcpListener::bind(address).await;
+    listener.map_err(|source| Error::Listen { flag, address, source })
+}
+
+/// Serves until `shutdown`, then drains.
+pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
+    let args = &config.args;
+    let clock = Clock::system();
+    let listeners = Listeners::bind(&config).await?;
+    let ledger = open_ledger(&args.ledger, &clock)?;
+    let sandbox = match config.upstream {
+        Upstream::Sandbox => Some(
+            Sandbox::start(sandbox::Config::default())
+                .await
+                .map_err(Error::Sandbox)?,
+        ),
+        Upstream::SurveyLab { .. } => None,
+    };
+    let surveylab = HttpSurveyLab::new(http_config(&config, sandbox.as_ref(), &clock)?)?;
+    let (limiter, pacer) = Limiter::new(limiter::Settings {
+        rate: args.rate,
+        burst: args.burst.get(),
+        max_in_flight: count(args.max_in_flight),
+        max_queue: count(args.max_queue),
+    });
+    let dispatcher = Dispatcher::new(
+        Arc::new(surveylab),
+        ledger.clone(),
+        limiter.clone(),
+        clock.clone(),
+        dispatch::Settings {
+            max_attempts: args.max_attempts.get(),
+            max_wait: args.max_wait,
+            on_server_error: args.on_server_error,
+        },
+    );
+
+    let tasks = TaskTracker::new();
+    let closing = CancellationToken::new();
+    let stop = CancellationToken::new();
+    let mut health = Health::new().await;
+    let service = Service {
+        dispatcher: dispatcher.clone(),
+        clock: clock.clone(),
+        stream_window: count(args.stream_window),
+        closing: closing.clone(),
+        tasks: tasks.clone(),
+        next_stream: Arc::default(),
+    };
+    let routes = grpc::routes(service, &health)?;
+    announce(&config, &listeners, sandbox.as_ref());
+
+    let mut pacer = tasks.spawn(pacer.run());
+    let mut server = tasks.spawn(grpc::server::serve(listeners.grpc, routes, stop.clone(), tasks.clone()));
+    let admin = admin::router(Admin {
+        dispatcher: dispatcher.clone(),
+        limiter: limiter.clone(),
+    });
+    let mut admin = tasks.spawn({
+        let stop = stop.clone();
+        async move {
+            let stopped = async move { stop.cancelled().await };
+            axum::serve(listeners.admin, admin).with_graceful_shutdown(stopped).await
+        }
+    });
+
+    // None of these ends before it is told to; if one does, the process is of no use any more.
+    let ended = select! {
+        () = shutdown.cancelled() => None,
+        _ = &mut pacer => Some(Error::Ended("pacer")),
+        _ = &mut server => Some(Error::Ended("gRPC server")),
+        _ = &mut admin => Some(Error::Ended("admin server")),
+    };
+
+    tracing::info!(timeout = ?args.drain_timeout, on_the_wire = dispatcher.under_way(), "shutting down");
+    let drained = timeout(args.drain_timeout, async {
+        // First refuse and finish, while clients can still see why; then close the connections.
+        health.draining().await;
+        dispatcher.close();
+        closing.cancel();
+        dispatcher.drained().await;
+        health.gone().await;
+        stop.cancel();
+        tasks.close();
+        tasks.wait().await;
+    })
+    .await;
+    if drained.is_err() {
+        tracing::warn!(
+            on_the_wire = dispatcher.under_way(),
+            "the drain timeout passed: what is still on the wire will be in doubt"
+        );
+    }
+    dispatcher.cut_off().await;
+    ledger.close().await;
+    if let Some(sandbox) = sandbox {
+        tracing::info!("sandbox: {}", sandbox.report());
+        sandbox.stop().await;
+    }
+    tracing::info!("stopped");
+    ended.map_or(Ok(()), Err)
+}
+
+fn open_ledger(url: &LedgerUrl, clock: &Clock) -> Result<Arc<dyn Ledger>, ledger::Error> {
+    Ok(match url {
+        LedgerUrl::Sqlite(path) => Arc::new(Sqlite::open(path, clock)?),
+        LedgerUrl::Memory => Arc::new(Memory::default()),
+    })
+}
+
+fn http_config(config: &Config, sandbox: Option<&Sandbox>, clock: &Clock) -> Result<HttpConfig, Error> {
+    let (url, token) = match (&config.upstream, sandbox) {
+        (Upstream::SurveyLab { url, token }, _) => (url.clone(), token.clone()),
+        (Upstream::Sandbox, Some(sandbox)) => (sandbox.url().parse()?, "sandbox".to_string().into()),
+        (Upstream::Sandbox, None) => return Err(Error::Ended("sandbox")),
+    };
+    Ok(HttpConfig {
+        url,
+        token,
+        upstream_timeout: config.args.upstream_timeout,
+        max_in_flight: count(config.args.max_in_flight),
+        clock: clock.clone(),
+    })
+}
+
+fn announce(config: &Config, listeners: &Listeners, sandbox: Option<&Sandbox>) {
+    let args = &config.args;
+    if let Some(sandbox) = sandbox {
+        tracing::warn!(
+            url = sandbox.url(),
+            report = format!("http://{}/sandbox/report", sandbox.address()),
+            "sandbox: no request reaches SurveyLab, no e-mail is sent"
+        );
+    }
+    if args.ledger == LedgerUrl::Memory {
+        tracing::warn!("the ledger is in memory: a restart forgets every key");
+    }
+    let local = |listener: &TcpListener| listener.local_addr().map_or_else(|_| String::new(), |at| at.to_string());
+    tracing::info!(
+        grpc = local(&listeners.grpc),
+        admin = local(&listeners.admin),
+        ledger = %args.ledger,
+        rate = %args.rate,
+        burst = args.burst,
+        version = env!("CARGO_PKG_VERSION"),
+        "listening"
+    );
+}
+
+/// Settings are 32 bit; what they count is of the machine's size.
+fn count(setting: NonZeroU32) -> usize {
+    usize::try_from(setting.get()).unwrap_or(usize::MAX)
+}

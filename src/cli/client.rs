@@ -1,0 +1,187 @@
+//! What the commands that call a running gateway share.
+
+use std::{str::FromStr, time::Duration};
+
+use clap::Args;
+use serde_json::{Value, json};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
+use tonic_types::StatusExt as _;
+
+use super::Exit;
+use crate::{
+    metrics::code_name,
+    proto::{Invitation, InvitationState, invitation_service_client::InvitationServiceClient},
+};
+
+#[derive(Args, Clone, Debug)]
+pub struct ClientArgs {
+    /// The gateway to call.
+    #[arg(
+        long,
+        env = "GATEWAY_TARGET",
+        value_name = "URL",
+        default_value = "http://127.0.0.1:50051",
+        global = true
+    )]
+    pub target: Target,
+
+    /// How long to wait for an answer.
+    #[arg(long, value_name = "TIME", default_value = "90s", value_parser = humantime::parse_duration, global = true)]
+    pub timeout: Duration,
+}
+
+/// `http://host:port`, or `host:port`.
+#[derive(Clone, Debug)]
+pub struct Target {
+    endpoint: Endpoint,
+    text: String,
+}
+
+impl FromStr for Target {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let text = if text.contains("://") {
+            text.to_string()
+        } else {
+            format!("http://{text}")
+        };
+        let endpoint = Endpoint::from_shared(text.clone()).map_err(|_| "expected http://HOST:PORT")?;
+        if endpoint.uri().scheme_str() != Some("http") || endpoint.uri().host().is_none() {
+            return Err("expected http://HOST:PORT");
+        }
+        Ok(Self { endpoint, text })
+    }
+}
+
+impl ClientArgs {
+    pub async fn connect(&self) -> Result<Channel, Status> {
+        let endpoint = self.target.endpoint.clone().connect_timeout(self.timeout);
+        endpoint.connect().await.map_err(|error| {
+            let mut cause: &dyn std::error::Error = &error;
+            while let Some(deeper) = cause.source() {
+                cause = deeper;
+            }
+            Status::unavailable(format!("no gateway at {}: {cause}", self.target.text))
+        })
+    }
+
+    pub async fn invitations(&self) -> Result<InvitationServiceClient<Channel>, Status> {
+        Ok(InvitationServiceClient::new(self.connect().await?))
+    }
+
+    pub fn request<T>(&self, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        request.set_timeout(self.timeout);
+        request
+    }
+}
+
+/// Does the output go to a person or to a program?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    Human,
+    Json,
+}
+
+impl Output {
+    pub fn from_flag(json: bool) -> Self {
+        if json { Self::Json } else { Self::Human }
+    }
+}
+
+/// Tells of an error: a program on stdout, a person on stderr.
+pub fn report(error: &Status, output: Output) -> Exit {
+    match output {
+        Output::Json => println!("{}", json!({ "error": error_json(error) })),
+        Output::Human => eprintln!("{}", error_text(error)),
+    }
+    Exit::of(error)
+}
+
+fn error_text(error: &Status) -> String {
+    let details = error.get_error_details();
+    let mut text = code_name(error.code()).to_string();
+    if let Some(info) = details.error_info() {
+        text = format!("{text} {}", info.reason);
+    }
+    text = format!("{text}: {}", error.message());
+    if let Some(sent) = details.error_info().and_then(|info| info.metadata.get("sent")) {
+        text = format!("{text} (sent to SurveyLab: {sent})");
+    }
+    if let Some(delay) = details.retry_info().and_then(|retry| retry.retry_delay) {
+        text = format!("{text}; try again in {}", humantime::format_duration(rounded(delay)));
+    }
+    text
+}
+
+/// To the millisecond, which is as much as a person reads.
+fn rounded(delay: Duration) -> Duration {
+    Duration::from_millis(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn error_json(error: &Status) -> Value {
+    let details = error.get_error_details();
+    let mut value = json!({ "code": code_name(error.code()), "message": error.message() });
+    if let Some(info) = details.error_info() {
+        value["reason"] = info.reason.clone().into();
+        value["domain"] = info.domain.clone().into();
+        value["metadata"] = json!(info.metadata);
+    }
+    if let Some(delay) = details.retry_info().and_then(|retry| retry.retry_delay) {
+        value["retryDelaySeconds"] = delay.as_secs_f64().into();
+    }
+    if let Some(bad) = details.bad_request() {
+        value["fieldViolations"] = bad
+            .field_violations
+            .iter()
+            .map(|violation| json!({ "field": violation.field, "description": violation.description }))
+            .collect();
+    }
+    value
+}
+
+pub fn time_text(time: Option<prost_types::Timestamp>) -> Option<String> {
+    let time: std::time::SystemTime = time?.try_into().ok()?;
+    Some(humantime::format_rfc3339_millis(time).to_string())
+}
+
+/// As protobuf's JSON mapping has it.
+pub fn invitation_json(invitation: &Invitation) -> Value {
+    let mut value = json!({
+        "collectorId": invitation.collector_id,
+        "crk": invitation.crk,
+        "state": invitation.state().as_str_name(),
+        "attempts": invitation.attempts,
+        "createdAt": time_text(invitation.created_at),
+        "updatedAt": time_text(invitation.updated_at),
+    });
+    if invitation.added_at.is_some() {
+        value["addedAt"] = json!(time_text(invitation.added_at));
+    }
+    if let Some(error) = last_error(invitation) {
+        value["lastError"] = error_json(&error);
+    }
+    value
+}
+
+/// The last error as the status it was, to be shown like any other.
+pub fn last_error(invitation: &Invitation) -> Option<Status> {
+    use prost::Message as _;
+    let error = invitation.last_error.as_ref()?;
+    let details = error.encode_to_vec().into();
+    Some(Status::with_details(error.code.into(), error.message.clone(), details))
+}
+
+pub fn state_name(invitation: &Invitation) -> &'static str {
+    match invitation.state() {
+        InvitationState::Unspecified => "unknown",
+        InvitationState::Pending => "pending",
+        InvitationState::Added => "added",
+        InvitationState::Failed => "failed",
+        InvitationState::InDoubt => "in doubt",
+    }
+}

@@ -1,0 +1,40 @@
+//! `healthcheck`: for container runtimes, which can run a command but speak no gRPC.
+
+use clap::Args;
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use super::{
+    Exit,
+    client::{ClientArgs, Output, report},
+};
+
+/// Ask a running gateway for its health: exit code 0 if it serves, 1 if not.
+#[derive(Args, Clone, Debug)]
+pub struct HealthcheckArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+pub async fn run(args: HealthcheckArgs) -> Exit {
+    let answer = async {
+        let mut health = HealthClient::new(args.client.connect().await?);
+        let request = args.client.request(HealthCheckRequest::default());
+        Ok(health.check(request).await?.into_inner().status())
+    };
+    match answer.await {
+        Ok(ServingStatus::Serving) => {
+            println!("serving");
+            Exit::Ok
+        }
+        Ok(_) => {
+            println!("not serving");
+            Exit::TryAgain
+        }
+        Err(error) => {
+            report(&error, Output::Human);
+            Exit::TryAgain
+        }
+    }
+}

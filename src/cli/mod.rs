@@ -1,0 +1,33 @@
+//! The command line: one file a command.
+
+use clap::{Parser, Subcommand};
+
+use crate::config::ServeArgs;
+
+pub mod add;
+mod client;
+mod exit;
+pub mod healthcheck;
+pub mod invitations;
+pub mod sandbox;
+pub mod usage;
+
+pub use exit::Exit;
+
+/// Adds respondents to SurveyLab surveys over gRPC: at most once per key, never faster than the account allows.
+#[derive(Parser, Debug)]
+#[command(version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    Serve(Box<ServeArgs>),
+    Sandbox(sandbox::SandboxArgs),
+    Add(add::AddArgs),
+    #[command(subcommand)]
+    Invitations(invitations::InvitationsCommand),
+    Healthcheck(healthcheck::HealthcheckArgs),
+}

@@ -1,0 +1,44 @@
+//! Wrong flags and settings, told in one line that names them.
+
+use std::fmt::Write as _;
+
+use clap::{
+    Command, Error,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
+
+/// The line for an error of clap's, or `None` if what it prints is wanted as it is (help, version).
+pub fn line(error: &Error, command: &Command, subcommand: Option<&str>) -> Option<String> {
+    match error.kind() {
+        ErrorKind::DisplayHelp
+        | ErrorKind::DisplayVersion
+        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+        | ErrorKind::MissingSubcommand => return None,
+        _ => {}
+    }
+    let text = error.to_string();
+    let text = text.split("\n\n").next().unwrap_or_default();
+    let mut line = text
+        .lines()
+        .map(|line| line.trim().trim_start_matches("error: "))
+        .collect::<Vec<_>>()
+        .join(" ");
+
+    let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else {
+        return Some(line);
+    };
+    let name = flag.split([' ', '=']).next().unwrap_or_default().trim_start_matches("--");
+    let arg = subcommand
+        .and_then(|subcommand| command.find_subcommand(subcommand))
+        .and_then(|command| command.get_arguments().find(|arg| arg.get_long() == Some(name)));
+    let Some(arg) = arg else { return Some(line) };
+    if arg.is_hide_env_values_set() {
+        // The value may hold a password.
+        let why = std::error::Error::source(error).map_or_else(String::new, |why| format!(": {why}"));
+        line = format!("invalid value for '{flag}'{why}");
+    }
+    if let Some(variable) = arg.get_env() {
+        let _infallible = write!(line, " (in the environment: {})", variable.to_string_lossy());
+    }
+    Some(line)
+}

@@ -1,0 +1,215 @@
+//! Flags and environment of `serve`, made into one validated [`Config`].
+
+use std::{env, fmt, fs, net::SocketAddr, num::NonZeroU32, path::PathBuf, str::FromStr, time::Duration};
+
+use clap::{Args, builder::BoolishValueParser};
+use secrecy::{ExposeSecret as _, SecretString};
+
+use crate::{dispatch::OnServerError, rate::Rate, surveylab::http::BaseUrl};
+
+/// The environment variable that holds the token itself. Never a flag: flags show in process lists.
+const TOKEN_VARIABLE: &str = "SURVEYLAB_API_TOKEN";
+
+/// Run the gateway.
+#[derive(Args, Clone, Debug)]
+pub struct ServeArgs {
+    /// File that holds SurveyLab's API token. The token itself may be given in the environment as SURVEYLAB_API_TOKEN,
+    /// never as a flag. Required, unless --sandbox.
+    #[arg(long, env = "SURVEYLAB_API_TOKEN_FILE", value_name = "FILE")]
+    pub api_token_file: Option<PathBuf>,
+
+    /// SurveyLab's webhook.
+    #[arg(
+        long,
+        env = "SURVEYLAB_URL",
+        value_name = "URL",
+        default_value = "https://app.surveylab.com/api.php"
+    )]
+    pub surveylab_url: BaseUrl,
+
+    /// Where to listen for gRPC.
+    #[arg(long, env = "GATEWAY_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:50051")]
+    pub listen: SocketAddr,
+
+    /// Where to listen for HTTP: /metrics, /healthz, /readyz.
+    #[arg(long, env = "GATEWAY_ADMIN_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:9464")]
+    pub admin_listen: SocketAddr,
+
+    /// Where keys are kept: sqlite:PATH, or memory: for trials (forgets everything when it ends).
+    #[arg(long, env = "GATEWAY_LEDGER", default_value = "sqlite:surveylab-gateway.db", hide_env_values = true)]
+    pub ledger: LedgerUrl,
+
+    /// Requests to SurveyLab at most: 5/s, 120/m, 1000/h.
+    #[arg(long, env = "GATEWAY_RATE", default_value = "2/s")]
+    pub rate: Rate,
+
+    /// Requests that may go out at once after a rest, without exceeding burst + rate·W in any window W.
+    #[arg(long, env = "GATEWAY_BURST", value_name = "COUNT", default_value = "5", value_parser = at_most::<1_000_000>)]
+    pub burst: NonZeroU32,
+
+    /// Requests to SurveyLab under way at once.
+    #[arg(long, env = "GATEWAY_MAX_IN_FLIGHT", value_name = "COUNT", default_value = "32", value_parser = at_most::<10_000>)]
+    pub max_in_flight: NonZeroU32,
+
+    /// Requests to SurveyLab at most for one call, retries included.
+    #[arg(long, env = "GATEWAY_MAX_ATTEMPTS", value_name = "COUNT", default_value = "5", value_parser = at_most::<1_000>)]
+    pub max_attempts: NonZeroU32,
+
+    /// How long a unary call without a deadline may wait for the rate limit.
+    #[arg(long, env = "GATEWAY_MAX_WAIT", value_name = "TIME", default_value = "60s", value_parser = duration)]
+    pub max_wait: Duration,
+
+    /// Requests waiting for the rate limit at once.
+    #[arg(long, env = "GATEWAY_MAX_QUEUE", value_name = "COUNT", default_value = "100000", value_parser = at_most::<10_000_000>)]
+    pub max_queue: NonZeroU32,
+
+    /// Requests in progress at once in one stream.
+    #[arg(long, env = "GATEWAY_STREAM_WINDOW", value_name = "COUNT", default_value = "256", value_parser = at_most::<100_000>)]
+    pub stream_window: NonZeroU32,
+
+    /// Time for one request to SurveyLab, connecting and answer included.
+    #[arg(long, env = "GATEWAY_UPSTREAM_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = duration)]
+    pub upstream_timeout: Duration,
+
+    /// What a 500 of SurveyLab means: retry (not processed, as its page says) or hold (in doubt).
+    #[arg(long, env = "GATEWAY_ON_SERVER_ERROR", value_enum, default_value = "retry")]
+    pub on_server_error: OnServerError,
+
+    /// How long a shutdown waits for what is on the wire.
+    #[arg(long, env = "GATEWAY_DRAIN_TIMEOUT", value_name = "TIME", default_value = "25s", value_parser = duration)]
+    pub drain_timeout: Duration,
+
+    /// Send to an in-process fake of SurveyLab instead of the real one, to try things on.
+    #[arg(long, env = "GATEWAY_SANDBOX", value_parser = BoolishValueParser::new())]
+    pub sandbox: bool,
+
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+#[derive(Args, Clone, Copy, Debug)]
+pub struct LogArgs {
+    /// How to log, on stderr; the filter is RUST_LOG. [default: text on a terminal, else json]
+    #[arg(long, env = "GATEWAY_LOG_FORMAT", value_enum)]
+    pub log_format: Option<LogFormat>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Which ledger to use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LedgerUrl {
+    Sqlite(PathBuf),
+    Memory,
+}
+
+impl FromStr for LedgerUrl {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once(':') {
+            Some(("sqlite", path)) if !path.is_empty() => Ok(Self::Sqlite(path.into())),
+            Some(("memory", "")) => Ok(Self::Memory),
+            _ => Err("expected sqlite:PATH or memory:"),
+        }
+    }
+}
+
+impl fmt::Display for LedgerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
+            Self::Memory => f.write_str("memory:"),
+        }
+    }
+}
+
+/// Where requests go.
+#[derive(Clone, Debug)]
+pub enum Upstream {
+    SurveyLab { url: BaseUrl, token: SecretString },
+    /// The in-process fake.
+    Sandbox,
+}
+
+/// All settings of `serve`, each valid by itself and with the others.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub upstream: Upstream,
+    pub args: ServeArgs,
+}
+
+/// A wrong setting, named.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(
+        "no API token: give --api-token-file (SURVEYLAB_API_TOKEN_FILE) or set SURVEYLAB_API_TOKEN; to try things without \
+         SurveyLab, use --sandbox"
+    )]
+    NoToken,
+    #[error("both --api-token-file (SURVEYLAB_API_TOKEN_FILE) and SURVEYLAB_API_TOKEN are set: keep one")]
+    TwoTokens,
+    #[error("--api-token-file (SURVEYLAB_API_TOKEN_FILE): {}: {source}", path.display())]
+    TokenFile { path: PathBuf, source: std::io::Error },
+    #[error("{0}: the token must be one line of visible ASCII characters, at most 1024")]
+    BadToken(&'static str),
+}
+
+impl TryFrom<ServeArgs> for Config {
+    type Error = Error;
+
+    fn try_from(args: ServeArgs) -> Result<Self, Error> {
+        let upstream = if args.sandbox {
+            Upstream::Sandbox
+        } else {
+            Upstream::SurveyLab {
+                url: args.surveylab_url.clone(),
+                token: token(&args)?,
+            }
+        };
+        Ok(Self { upstream, args })
+    }
+}
+
+fn token(args: &ServeArgs) -> Result<SecretString, Error> {
+    let in_environment = env::var_os(TOKEN_VARIABLE).filter(|token| !token.is_empty());
+    let (text, source) = match (&args.api_token_file, in_environment) {
+        (Some(_), Some(_)) => return Err(Error::TwoTokens),
+        (None, None) => return Err(Error::NoToken),
+        (None, Some(token)) => (token.into_string().unwrap_or_default(), TOKEN_VARIABLE),
+        (Some(path), None) => {
+            let text = fs::read_to_string(path).map_err(|source| Error::TokenFile {
+                path: path.clone(),
+                source,
+            })?;
+            (text, "--api-token-file (SURVEYLAB_API_TOKEN_FILE)")
+        }
+    };
+    let token = SecretString::from(text.trim().to_string());
+    let plain = token.expose_secret();
+    if plain.is_empty() || plain.len() > 1024 || !plain.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(Error::BadToken(source));
+    }
+    Ok(token)
+}
+
+fn at_most<const MAX: u32>(text: &str) -> Result<NonZeroU32, String> {
+    text.parse()
+        .ok()
+        .filter(|count: &NonZeroU32| count.get() <= MAX)
+        .ok_or_else(|| format!("expected a whole number from 1 to {MAX}"))
+}
+
+/// A time span such as `30s`, `500ms` or `2m`; not zero, and not so long that adding it to a clock overflows.
+fn duration(text: &str) -> Result<Duration, String> {
+    const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+    match humantime::parse_duration(text) {
+        Ok(span) if !span.is_zero() && span <= LONGEST => Ok(span),
+        Ok(_) => Err("expected a time from 1ms to 7days".into()),
+        Err(error) => Err(format!("expected a time such as 30s, 500ms or 2m: {error}")),
+    }
+}
