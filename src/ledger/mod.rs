@@ -5,6 +5,8 @@
 pub mod memory;
 pub mod sqlite;
 
+#[cfg(test)]
+mod conformance;
 mod rules;
 
 use futures_util::future::BoxFuture;
