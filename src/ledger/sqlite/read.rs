@@ -80,19 +80,30 @@ pub(super) fn listing(query: &Query, table: Table) -> String {
     let mut sql = String::from(match table {
         Table::Pending => {
             "SELECT fingerprint, 1, attempts, created_at, claimed_at, NULL, NULL, NULL, collector_id, crk \
-             FROM pending AS shown WHERE true"
+             FROM pending AS shown"
         }
         Table::Invitation => {
             "SELECT fingerprint, state, attempts, created_at, updated_at, reason, http_status, notification, \
-             collector_id, crk FROM invitation AS shown WHERE NOT EXISTS \
-             (SELECT 1 FROM pending WHERE (pending.collector_id, pending.crk) = (shown.collector_id, shown.crk))"
+             collector_id, crk FROM invitation AS shown"
         }
     });
-    match query.state {
-        Some(State::Added) => sql += " AND state = :state",
-        // The second condition is what lets SQLite use the partial index.
-        Some(State::Failed | State::InDoubt) => sql += " AND state = :state AND state <> 2",
-        Some(State::Pending) | None => {}
+    // Left to itself, SQLite takes the primary key for one collector, and scans all that was ever added to it.
+    let few = matches!(query.state, Some(State::Failed | State::InDoubt));
+    if few {
+        sql += " INDEXED BY invitation_not_added";
+    }
+    sql += match table {
+        Table::Pending => " WHERE true",
+        Table::Invitation => {
+            " WHERE NOT EXISTS (SELECT 1 FROM pending \
+             WHERE (pending.collector_id, pending.crk) = (shown.collector_id, shown.crk))"
+        }
+    };
+    if few {
+        // The second condition is the index's own: without it SQLite can't tell that the index holds all there is.
+        sql += " AND state = :state AND state <> 2";
+    } else if query.state == Some(State::Added) {
+        sql += " AND state = :state";
     }
     if query.collector_id.is_some() {
         sql += " AND collector_id = :collector_id";
@@ -152,7 +163,9 @@ fn decode(row: &Row<'_>, key: Key) -> Result<Record, Fault> {
             return Ok(None);
         };
         let updated_at = Timestamp(row.get(4)?);
-        let reason = row.get::<_, Option<u8>>(5)?.and_then(Reason::from_code);
+        let reason = row
+            .get::<_, Option<i64>>(5)?
+            .and_then(|code| Reason::from_code(u8::try_from(code).ok()?));
         let http_status = row.get(6)?;
         Ok(Some(Record {
             key,
