@@ -2,6 +2,13 @@
 //!
 //! [`Ledger`] is the contract; its documentation binds every backend, and `conformance` holds each to it.
 
+pub mod memory;
+pub mod sqlite;
+
+#[cfg(test)]
+mod conformance;
+mod rules;
+
 use futures_util::future::BoxFuture;
 
 use crate::{
@@ -42,9 +49,9 @@ pub struct Record {
     pub updated_at: Timestamp,
     /// Set exactly when `Added`.
     pub added_at: Option<Timestamp>,
-    /// Set when `Failed` or `InDoubt`.
+    /// Set when `Failed` or `InDoubt`, unless a later version of the gateway wrote a reason that this one doesn't know.
     pub last_error: Option<LastError>,
-    /// SurveyLab's words with its last answer, free of personal data.
+    /// SurveyLab's words with the answer that made the key `Added` or `Failed`, free of personal data.
     pub notification: Option<String>,
 }
 
@@ -133,7 +140,8 @@ pub enum Error {
 /// - **Errors change nothing,** as far as the process that got them can tell: what was claimed stays claimed. After a
 ///   crash, an operation that had failed may turn out done; that is safe for `claim` (the key comes back in doubt),
 ///   and a failed `settle` is to be called again until it answers.
-/// - **Cancelling** a returned future does not cancel the step once it was polled.
+/// - **Cancelling** a returned future does not cancel a step that was begun: once polled, it may happen or not, whole.
+///   Who must know waits for the answer.
 /// - **Crash.** Opening a ledger turns each `Pending` key of a dead process into `InDoubt` with
 ///   [`Reason::OutcomeInDoubt`], before anything else is answered.
 /// - **Backpressure.** Callers wait; no method fails for load alone.
@@ -145,13 +153,16 @@ pub trait Ledger: Send + Sync + 'static {
     /// `InDoubt` with the same fingerprint and [`Doubt::Resend`]. Otherwise changes nothing and tells the record.
     fn claim(&self, claim: Claim) -> BoxFuture<'_, Result<Claimed, Error>>;
 
-    /// Ends a claim with its outcome. The caller holds the claim.
+    /// Ends a claim with its outcome. The caller holds the claim. A key that is not `Pending` stays as it is, so that
+    /// calling again does no harm.
     fn settle(&self, key: &Key, settlement: Settlement, at: Timestamp) -> BoxFuture<'_, Result<(), Error>>;
 
-    /// Ends a claim under which nothing was sent: the key is again what it was before, attempts included.
+    /// Ends a claim under which nothing was sent: the key is again what it was before, attempts included. A key that is
+    /// not `Pending` stays as it is.
     fn release(&self, key: &Key) -> BoxFuture<'_, Result<(), Error>>;
 
-    /// Ends a doubt: `Added` (with `added_at` = `at`) or `Failed`. Any other state stays as it is.
+    /// Ends a doubt: `Added` (with `added_at` = `at`) or `Failed` (which keeps the error that led to the doubt). Any other
+    /// state stays as it is.
     fn resolve(&self, key: &Key, resolution: Resolution, at: Timestamp) -> BoxFuture<'_, Result<Resolved, Error>>;
 
     /// Records in the order of [`Key`], at most `limit`. Paging by the last key seen survives inserts: no record is
@@ -161,6 +172,8 @@ pub trait Ledger: Send + Sync + 'static {
     /// Could a claim be made durable now? Tells what a monitor asks; may try a write that changes no record.
     fn check(&self) -> BoxFuture<'_, Result<(), Error>>;
 
-    /// Ends what runs in the background and gives the ledger free for another process.
+    /// Ends what runs in the background and gives the ledger free for another process. Steps begun before are finished;
+    /// later ones answer [`Error::Unavailable`] where there is something to close. `Pending` keys stay `Pending`: opening
+    /// the ledger again puts them in doubt.
     fn close(&self) -> BoxFuture<'_, ()>;
 }

@@ -1,0 +1,213 @@
+//! The files of a ledger: who owns them, whether they are a ledger at all, and how they are opened.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, ErrorKind, Read, Write},
+    path::{Path, PathBuf},
+    process,
+    time::Duration,
+};
+
+use rusqlite::{Connection, OpenFlags, ffi};
+
+use super::schema;
+use crate::ledger::Error;
+
+/// How long a transaction waits for a program that holds the database, such as an operator's shell.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The first bytes of every SQLite database: <https://www.sqlite.org/fileformat2.html#magic_header_string>.
+const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+
+const SETTINGS: &str = "
+    -- An acknowledged commit survives a loss of power; in WAL mode that is FULL, not the default NORMAL of some builds.
+    PRAGMA synchronous = FULL;
+    -- fsync on macOS leaves the data in the drive's cache.
+    PRAGMA fullfsync = ON;
+    -- A checkpoint runs inside somebody's commit. With SQLite's default of 1 000 pages it takes 5 to 20 ms in the p99 of a
+    -- claim under load; measured with 16 000 pages, claims gain 40 % throughput and a p99 of 2 ms, for rarer and longer stalls.
+    PRAGMA wal_autocheckpoint = 16000;
+    -- After a reset the WAL is cut back to what those 16 000 pages take, should it ever have grown beyond.
+    PRAGMA journal_size_limit = 67108864;
+    PRAGMA trusted_schema = OFF;
+";
+
+/// Where a ledger is, and all that is needed to connect to it again.
+#[derive(Clone)]
+pub(super) struct Place {
+    /// As it was given: for messages.
+    given: PathBuf,
+    /// Without symbolic links, so that two names of one file lead to one lock.
+    real: PathBuf,
+}
+
+impl Place {
+    pub(super) fn find(path: &Path) -> Result<Self, Error> {
+        let unusable = |what: String| Error::Unusable(format!("the ledger {} {what}", path.display()));
+        let Some(name) = path.file_name() else {
+            return Err(unusable("is not the name of a file".into()));
+        };
+        let real = match fs::canonicalize(path) {
+            Ok(real) => real,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                if path.is_symlink() {
+                    return Err(unusable("is a symbolic link to nothing".into()));
+                }
+                let directory = match path.parent() {
+                    Some(parent) if !parent.as_os_str().is_empty() => parent,
+                    _ => Path::new("."),
+                };
+                fs::canonicalize(directory)
+                    .map_err(|error| unusable(format!("can't be created in {}: {error}", directory.display())))?
+                    .join(name)
+            }
+            Err(error) => return Err(unusable(format!("can't be opened: {error}"))),
+        };
+        if real.is_dir() {
+            return Err(unusable("is a directory; give the path of a file".into()));
+        }
+        Ok(Self {
+            given: path.into(),
+            real,
+        })
+    }
+
+    pub(super) fn unusable(&self, what: impl std::fmt::Display) -> Error {
+        Error::Unusable(format!("the ledger {} {what}", self.given.display()))
+    }
+
+    /// What a failure of SQLite while opening means.
+    pub(super) fn refused(&self, error: &rusqlite::Error) -> Error {
+        use rusqlite::ErrorCode;
+        match error.sqlite_error_code() {
+            Some(ErrorCode::NotADatabase) => self.not_a_ledger("it is no SQLite database"),
+            Some(ErrorCode::DatabaseCorrupt) => self.unusable(format!(
+                "is damaged ({}); restore it from a backup, or recover it with `sqlite3 FILE .recover`",
+                describe(error)
+            )),
+            Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => {
+                self.unusable(format!("can't be opened for writing: {}", describe(error)))
+            }
+            _ => Error::Unavailable(format!("{}: {}", self.given.display(), describe(error))),
+        }
+    }
+
+    pub(super) fn not_a_ledger(&self, why: &str) -> Error {
+        self.unusable(format!(
+            "is not a ledger: {why}. It was left as it is; give another path"
+        ))
+    }
+
+    /// Takes the ledger for this process. Must come before anything else is done to its files.
+    pub(super) fn lock(&self) -> Result<Owner, Error> {
+        let path = self.beside(".lock");
+        let failed = |error: io::Error| self.unusable(format!("can't be locked: {}: {error}", path.display()));
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let mut file = private(&mut options).open(&path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut text = String::new();
+                let holder = match file
+                    .read_to_string(&mut text)
+                    .ok()
+                    .and_then(|_| text.trim().parse::<u32>().ok())
+                {
+                    Some(id) => format!("process {id}"),
+                    // Its owner has it, and has not written its number yet.
+                    None => "another process".into(),
+                };
+                return Err(self.unusable(format!("is in use by {holder}; stop that one, or give another path")));
+            }
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        file.set_len(0)
+            .and_then(|()| writeln!(file, "{}", process::id()))
+            .map_err(failed)?;
+        Ok(Owner { _file: file })
+    }
+
+    /// Makes the file if there is none, readable by its owner alone; SQLite gives the files beside it the same mode.
+    /// Says whether the file that is there can be a database.
+    pub(super) fn prepare(&self) -> Result<(), Error> {
+        let opened = private(OpenOptions::new().read(true).write(true).create(true).truncate(false)).open(&self.real);
+        let mut file = opened.map_err(|error| self.unusable(format!("can't be opened for writing: {error}")))?;
+        let mut head = Vec::with_capacity(MAGIC.len());
+        let length = Read::by_ref(&mut file)
+            .take(MAGIC.len() as u64)
+            .read_to_end(&mut head)
+            .map_err(|error| self.unusable(format!("can't be read: {error}")))?;
+        if length == 0 {
+            // SQLite would delete the WAL as a stale one, and with it what it holds.
+            let wal = self.beside("-wal");
+            return match fs::metadata(&wal) {
+                Ok(wal_file) if wal_file.len() > 0 => Err(self.unusable(format!(
+                    "is empty, but {} is not: restore the one, or move the other away",
+                    wal.display()
+                ))),
+                _ => Ok(()),
+            };
+        }
+        if head != MAGIC {
+            return Err(self.not_a_ledger("it is no SQLite database"));
+        }
+        Ok(())
+    }
+
+    /// A connection to a file that is there, without a look at what is in it.
+    pub(super) fn connect_raw(&self) -> rusqlite::Result<Connection> {
+        // NO_MUTEX: each connection belongs to one thread. No CREATE: a ledger that is gone is not made anew.
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let db = Connection::open_with_flags(&self.real, flags)?;
+        db.busy_timeout(BUSY_TIMEOUT)?;
+        db.set_prepared_statement_cache_capacity(32);
+        Ok(db)
+    }
+
+    /// A connection to a ledger that was opened before.
+    pub(super) fn connect(&self) -> rusqlite::Result<Connection> {
+        let db = self.connect_raw()?;
+        schema::expect_current(&db)?;
+        configure(&db)?;
+        Ok(db)
+    }
+
+    fn beside(&self, suffix: &str) -> PathBuf {
+        let mut name = self.real.clone().into_os_string();
+        name.push(suffix);
+        name.into()
+    }
+}
+
+/// Holds the lock file; dropping it gives the ledger free. The file stays: were it deleted, a process that had just
+/// opened it would own a name that is gone, and the next one would make itself a second owner.
+pub(super) struct Owner {
+    _file: File,
+}
+
+pub(super) fn configure(db: &Connection) -> rusqlite::Result<()> {
+    db.execute_batch(SETTINGS)
+}
+
+/// What went wrong, in SQLite's words for the error's number: its other texts could quote a statement.
+pub(super) fn describe(error: &rusqlite::Error) -> String {
+    match error.sqlite_error() {
+        Some(failure) => {
+            let words = ffi::code_to_str(failure.extended_code);
+            format!("{words} (SQLite error {})", failure.extended_code)
+        }
+        None => "the database holds what it should not".into(),
+    }
+}
+
+#[cfg(unix)]
+fn private(options: &mut OpenOptions) -> &mut OpenOptions {
+    use std::os::unix::fs::OpenOptionsExt;
+    options.mode(0o600)
+}
+
+#[cfg(not(unix))]
+fn private(options: &mut OpenOptions) -> &mut OpenOptions {
+    options
+}

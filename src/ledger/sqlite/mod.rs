@@ -1,0 +1,119 @@
+//! The embedded ledger: one SQLite file, owned by one process.
+//!
+//! Three threads, each with a connection of its own: one writes, in transactions that many callers share; one looks
+//! keys up beside it; one lists, so that no listing holds up a look-up. A commit is in the WAL's index when it is
+//! acknowledged, and a read transaction begins after its question came in, so a look-up sees every step that was
+//! acknowledged before it.
+//!
+//! The file must be on a local disk: its lock, and the WAL's shared memory, don't work across a network.
+
+use std::path::Path;
+
+use futures_util::future::{BoxFuture, FutureExt};
+
+use super::{Claim, Claimed, Error, Ledger, Query, Record, Resolution, Resolved, Settlement};
+use crate::{
+    clock::{Clock, Timestamp},
+    invitation::Key,
+};
+
+mod file;
+mod read;
+mod schema;
+#[cfg(test)]
+mod tests;
+mod worker;
+mod write;
+
+use file::Place;
+use worker::{Role, Worker};
+
+/// The most operations that share a transaction. More would make the first of them wait for the last.
+const MAX_BATCH: usize = 1_024;
+
+/// A ledger in an SQLite file. See the module.
+pub struct Sqlite {
+    // In the order in which they are to end: SQLite checkpoints, and removes the WAL, with the last connection.
+    lister: Worker,
+    reader: Worker,
+    writer: Worker,
+}
+
+impl Sqlite {
+    /// Opens the ledger at `path`, or makes one where there is no file, and puts in doubt what a dead process had
+    /// claimed. Blocks; nothing else may be doing anything with the ledger yet.
+    ///
+    /// Beside the file appear `PATH.lock`, which holds the number of the process that owns it, and SQLite's
+    /// `PATH-wal` and `PATH-shm`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unusable`] if another process owns it, or if what is at `path` is not a ledger, is of a later version
+    /// or can't be written; [`Error::Unavailable`] if it failed otherwise, such as for want of space.
+    pub fn open(path: &Path, clock: &Clock) -> Result<Self, Error> {
+        let place = Place::find(path)?;
+        let owner = place.lock()?;
+        place.prepare()?;
+        let writing = schema::open(&place, clock.timestamp())?;
+        let connect = || place.connect().map_err(|error| place.refused(&error));
+        let (reading, listing) = (connect()?, connect()?);
+
+        let failed = |error| Error::Unavailable(format!("{}: no thread for it: {error}", path.display()));
+        let role = |name, begin, max_batch| Role { name, begin, max_batch };
+        let lister = Worker::spawn(role("ledger-list", "BEGIN", 1), place.clone(), listing, ()).map_err(failed)?;
+        let reader =
+            Worker::spawn(role("ledger-read", "BEGIN", MAX_BATCH), place.clone(), reading, ()).map_err(failed)?;
+        // Takes the write lock at once: a transaction that read first could find that it may no more write.
+        let role = role("ledger-write", "BEGIN IMMEDIATE", MAX_BATCH);
+        let writer = Worker::spawn(role, place, writing, owner).map_err(failed)?;
+        Ok(Self { lister, reader, writer })
+    }
+}
+
+impl Ledger for Sqlite {
+    fn look_up(&self, key: &Key) -> BoxFuture<'_, Result<Option<Record>, Error>> {
+        self.reader.ask(read::LookUp(key.clone())).boxed()
+    }
+
+    fn claim(&self, claim: Claim) -> BoxFuture<'_, Result<Claimed, Error>> {
+        self.writer.ask(write::Claim(claim)).boxed()
+    }
+
+    fn settle(&self, key: &Key, settlement: Settlement, at: Timestamp) -> BoxFuture<'_, Result<(), Error>> {
+        let key = key.clone();
+        self.writer.ask(write::Settle { key, settlement, at }).boxed()
+    }
+
+    fn release(&self, key: &Key) -> BoxFuture<'_, Result<(), Error>> {
+        self.writer.ask(write::Release(key.clone())).boxed()
+    }
+
+    fn resolve(&self, key: &Key, resolution: Resolution, at: Timestamp) -> BoxFuture<'_, Result<Resolved, Error>> {
+        let key = key.clone();
+        self.writer.ask(write::Resolve { key, resolution, at }).boxed()
+    }
+
+    fn list(&self, query: Query) -> BoxFuture<'_, Result<Vec<Record>, Error>> {
+        self.lister.ask(read::List(query)).boxed()
+    }
+
+    fn check(&self) -> BoxFuture<'_, Result<(), Error>> {
+        async {
+            if self.writer.is_healthy() {
+                return Ok(());
+            }
+            // Without traffic nothing else would find out that it works again.
+            self.writer.ask(write::Probe).await
+        }
+        .boxed()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        async {
+            self.lister.stop().await;
+            self.reader.stop().await;
+            self.writer.stop().await;
+        }
+        .boxed()
+    }
+}

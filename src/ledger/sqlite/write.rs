@@ -1,0 +1,188 @@
+//! What is done to the tables. A statement prepared here is kept by its connection.
+
+use rusqlite::{CachedStatement, Connection, params};
+
+use super::{
+    read::{pending, settled},
+    worker::{Fault, Operation},
+};
+use crate::{
+    clock::Timestamp,
+    invitation::Key,
+    ledger::{self, Claimed, Record, Resolution, Resolved, Settlement, State, rules},
+};
+
+const CLAIM: &str = "INSERT INTO pending (collector_id, crk, fingerprint, attempts, created_at, claimed_at) \
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (collector_id, crk) DO NOTHING";
+
+const RELEASE: &str = "DELETE FROM pending WHERE collector_id = ?1 AND crk = ?2";
+
+const RESOLVE: &str = "UPDATE invitation SET state = ?3, updated_at = ?4, reason = ?5, http_status = ?6 \
+                       WHERE collector_id = ?1 AND crk = ?2";
+
+/// Moves rows of `pending` over to `invitation`. What they become is the same for all of them.
+macro_rules! settle {
+    ($which:literal) => {
+        concat!(
+            "INSERT INTO invitation (collector_id, crk, fingerprint, state, attempts, created_at, updated_at, reason, \
+             http_status, notification) \
+             SELECT collector_id, crk, fingerprint, :state, attempts, created_at, :at, :reason, :http_status, \
+             :notification FROM pending WHERE ",
+            $which,
+            " ON CONFLICT (collector_id, crk) DO UPDATE SET fingerprint = excluded.fingerprint, \
+             state = excluded.state, attempts = excluded.attempts, created_at = excluded.created_at, \
+             updated_at = excluded.updated_at, reason = excluded.reason, http_status = excluded.http_status, \
+             notification = excluded.notification"
+        )
+    };
+}
+const SETTLE_ONE: &str = settle!("collector_id = :collector_id AND crk = :crk");
+const SETTLE_ALL: &str = settle!("true");
+
+pub(super) struct Claim(pub ledger::Claim);
+
+impl Operation for Claim {
+    type Answer = Claimed;
+
+    fn run(&self, db: &Connection) -> Result<Claimed, Fault> {
+        let claim = &self.0;
+        let settled = settled(db, &claim.key)?;
+        let grant = match rules::grant(settled.as_ref(), claim) {
+            Ok(grant) => grant,
+            Err(held) => {
+                let shown = pending(db, &claim.key)?.unwrap_or_else(|| held.clone());
+                return Ok(Claimed::No(shown));
+            }
+        };
+        let inserted = db.prepare_cached(CLAIM)?.execute(params![
+            claim.key.collector_id(),
+            claim.key.crk(),
+            claim.fingerprint.0,
+            grant.attempts,
+            grant.created_at.0,
+            claim.at.0,
+        ])?;
+        if inserted == 0 {
+            return pending(db, &claim.key)?.map(Claimed::No).ok_or(Fault::Record);
+        }
+        Ok(Claimed::Yes {
+            attempts: grant.attempts,
+            was_in_doubt: grant.was_in_doubt,
+        })
+    }
+}
+
+pub(super) struct Settle {
+    pub key: Key,
+    pub settlement: Settlement,
+    pub at: Timestamp,
+}
+
+impl Operation for Settle {
+    type Answer = ();
+
+    fn run(&self, db: &Connection) -> Result<(), Fault> {
+        let mut statement = db.prepare_cached(SETTLE_ONE)?;
+        bind(&mut statement, ":collector_id", self.key.collector_id())?;
+        bind(&mut statement, ":crk", self.key.crk())?;
+        let settled = settle(statement, self.settlement.clone(), self.at)?;
+        if settled > 0 {
+            release(db, &self.key)?;
+        }
+        Ok(())
+    }
+}
+
+/// Settles every claim there is, and tells how many that were.
+pub(super) fn settle_all(db: &Connection, settlement: Settlement, at: Timestamp) -> rusqlite::Result<usize> {
+    let settled = settle(db.prepare_cached(SETTLE_ALL)?, settlement, at)?;
+    db.execute("DELETE FROM pending", [])?;
+    Ok(settled)
+}
+
+fn settle(mut statement: CachedStatement<'_>, settlement: Settlement, at: Timestamp) -> rusqlite::Result<usize> {
+    let settled = rules::Settled::from(settlement);
+    bind(&mut statement, ":state", settled.state as i64)?;
+    bind(&mut statement, ":at", at.0)?;
+    bind(
+        &mut statement,
+        ":reason",
+        settled.last_error.map(|error| error.reason.code()),
+    )?;
+    bind(
+        &mut statement,
+        ":http_status",
+        settled.last_error.and_then(|error| error.http_status),
+    )?;
+    bind(&mut statement, ":notification", settled.notification)?;
+    statement.raw_execute()
+}
+
+fn bind(statement: &mut CachedStatement<'_>, name: &str, value: impl rusqlite::ToSql) -> rusqlite::Result<()> {
+    match statement.parameter_index(name)? {
+        Some(index) => statement.raw_bind_parameter(index, value),
+        None => Err(rusqlite::Error::InvalidParameterName(name.into())),
+    }
+}
+
+pub(super) struct Release(pub Key);
+
+impl Operation for Release {
+    type Answer = ();
+
+    fn run(&self, db: &Connection) -> Result<(), Fault> {
+        Ok(release(db, &self.0)?)
+    }
+}
+
+fn release(db: &Connection, key: &Key) -> rusqlite::Result<()> {
+    db.prepare_cached(RELEASE)?.execute((key.collector_id(), key.crk()))?;
+    Ok(())
+}
+
+pub(super) struct Resolve {
+    pub key: Key,
+    pub resolution: Resolution,
+    pub at: Timestamp,
+}
+
+impl Operation for Resolve {
+    type Answer = Resolved;
+
+    fn run(&self, db: &Connection) -> Result<Resolved, Fault> {
+        if let Some(record) = pending(db, &self.key)? {
+            return Ok(Resolved::NotInDoubt(record));
+        }
+        let Some(mut record) = settled(db, &self.key)? else {
+            return Ok(Resolved::NotFound);
+        };
+        if record.state != State::InDoubt {
+            return Ok(Resolved::NotInDoubt(record));
+        }
+        rules::resolve(&mut record, self.resolution, self.at);
+        let Record { state, last_error, .. } = record;
+        db.prepare_cached(RESOLVE)?.execute(params![
+            self.key.collector_id(),
+            self.key.crk(),
+            state as i64,
+            self.at.0,
+            last_error.map(|error| error.reason.code()),
+            last_error.and_then(|error| error.http_status),
+        ])?;
+        Ok(Resolved::Done(record))
+    }
+}
+
+/// Writes as much as a claim may need, and gives it free again. What stays is room in the file.
+pub(super) struct Probe;
+
+impl Operation for Probe {
+    type Answer = ();
+
+    fn run(&self, db: &Connection) -> Result<(), Fault> {
+        db.prepare_cached("UPDATE probe SET filler = zeroblob(16384)")?
+            .execute([])?;
+        db.prepare_cached("UPDATE probe SET filler = NULL")?.execute([])?;
+        Ok(())
+    }
+}
