@@ -116,7 +116,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         let stop = stop.clone();
         async move {
             let stopped = async move { stop.cancelled().await };
-            axum::serve(listeners.admin, admin).with_graceful_shutdown(stopped).await
+            axum::serve(listeners.admin, admin)
+                .with_graceful_shutdown(stopped)
+                .await
         }
     });
 
@@ -191,7 +193,11 @@ fn announce(config: &Config, listeners: &Listeners, sandbox: Option<&Sandbox>) {
     if args.ledger == LedgerUrl::Memory {
         tracing::warn!("the ledger is in memory: a restart forgets every key");
     }
-    let local = |listener: &TcpListener| listener.local_addr().map_or_else(|_| String::new(), |at| at.to_string());
+    let local = |listener: &TcpListener| {
+        listener
+            .local_addr()
+            .map_or_else(|_| String::new(), |at| at.to_string())
+    };
     tracing::info!(
         grpc = local(&listeners.grpc),
         admin = local(&listeners.admin),

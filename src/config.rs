@@ -28,15 +28,30 @@ pub struct ServeArgs {
     pub surveylab_url: BaseUrl,
 
     /// Where to listen for gRPC.
-    #[arg(long, env = "GATEWAY_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:50051")]
+    #[arg(
+        long,
+        env = "GATEWAY_LISTEN",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:50051"
+    )]
     pub listen: SocketAddr,
 
     /// Where to listen for HTTP: /metrics, /healthz, /readyz.
-    #[arg(long, env = "GATEWAY_ADMIN_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:9464")]
+    #[arg(
+        long,
+        env = "GATEWAY_ADMIN_LISTEN",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:9464"
+    )]
     pub admin_listen: SocketAddr,
 
     /// Where keys are kept: sqlite:PATH, or memory: for trials (forgets everything when it ends).
-    #[arg(long, env = "GATEWAY_LEDGER", default_value = "sqlite:surveylab-gateway.db", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "GATEWAY_LEDGER",
+        default_value = "sqlite:surveylab-gateway.db",
+        hide_env_values = true
+    )]
     pub ledger: LedgerUrl,
 
     /// Requests to SurveyLab at most: 5/s, 120/m, 1000/h.
@@ -131,7 +146,10 @@ impl fmt::Display for LedgerUrl {
 /// Where requests go.
 #[derive(Clone, Debug)]
 pub enum Upstream {
-    SurveyLab { url: BaseUrl, token: SecretString },
+    SurveyLab {
+        url: BaseUrl,
+        token: SecretString,
+    },
     /// The in-process fake.
     Sandbox,
 }

@@ -23,7 +23,10 @@ pub fn init(format: Option<LogFormat>) {
         .with_default_directive(Level::INFO.into())
         .from_env_lossy();
     let output = match format {
-        LogFormat::Text => fmt::layer().with_writer(stderr).with_ansi(stderr().is_terminal()).boxed(),
+        LogFormat::Text => fmt::layer()
+            .with_writer(stderr)
+            .with_ansi(stderr().is_terminal())
+            .boxed(),
         LogFormat::Json => fmt::layer().with_writer(stderr).json().flatten_event(true).boxed(),
     };
     // An error means that a logger is there already, which is as good.

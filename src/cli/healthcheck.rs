@@ -1,9 +1,7 @@
 //! `healthcheck`: for container runtimes, which can run a command but speak no gRPC.
 
 use clap::Args;
-use tonic_health::pb::{
-    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
-};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 use super::{
     Exit,

@@ -129,7 +129,10 @@ async fn list(args: ListArgs, output: Output) -> Result<(), Status> {
             page_size: i32::try_from(left.min(1000)).unwrap_or(1000),
             page_token,
         };
-        let page = invitations.list_invitations(args.client.request(request)).await?.into_inner();
+        let page = invitations
+            .list_invitations(args.client.request(request))
+            .await?
+            .into_inner();
         left = left.saturating_sub(page.invitations.len());
         if print_page(&page.invitations, shown == 0, output).is_err() {
             // Whoever read the list has seen enough.
@@ -178,7 +181,11 @@ fn print_page(page: &[Invitation], first: bool, output: Output) -> io::Result<()
             Output::Json => writeln!(out, "{}", invitation_json(invitation))?,
             Output::Human => {
                 if first && index == 0 {
-                    writeln!(out, "{}", row(["COLLECTOR", "CRK", "STATE", "ATTEMPTS", "UPDATED", "LAST ERROR"]))?;
+                    writeln!(
+                        out,
+                        "{}",
+                        row(["COLLECTOR", "CRK", "STATE", "ATTEMPTS", "UPDATED", "LAST ERROR"])
+                    )?;
                 }
                 let error = last_error(invitation).map_or_else(String::new, |error| reason(&error));
                 writeln!(

@@ -27,7 +27,11 @@ pub fn line(error: &Error, command: &Command, subcommand: Option<&str>) -> Optio
     let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else {
         return Some(line);
     };
-    let name = flag.split([' ', '=']).next().unwrap_or_default().trim_start_matches("--");
+    let name = flag
+        .split([' ', '='])
+        .next()
+        .unwrap_or_default()
+        .trim_start_matches("--");
     let arg = subcommand
         .and_then(|subcommand| command.find_subcommand(subcommand))
         .and_then(|command| command.get_arguments().find(|arg| arg.get_long() == Some(name)));

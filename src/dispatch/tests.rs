@@ -1,1 +1,616 @@
+//! The way of a request on paused time, with a simulated SurveyLab and the memory ledger.
 
+use std::{
+    collections::VecDeque,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use futures_util::future::BoxFuture;
+use tokio::{sync::Semaphore, task::JoinHandle, time::sleep};
+
+use super::*;
+use crate::{
+    invitation::Respondent,
+    ledger::{Claim, Claimed, Error, Settlement, memory::Memory},
+    limiter::{self, StreamId},
+    surveylab,
+};
+
+const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// Answers from a script, then "added"; takes the time it is told.
+struct Simulated {
+    script: Mutex<VecDeque<surveylab::Answer>>,
+    latency: Duration,
+    requests: Mutex<Vec<(Key, Instant)>>,
+}
+
+impl SurveyLab for Simulated {
+    fn encode(&self, invitation: Invitation) -> Result<Request, Violation> {
+        let query = String::new();
+        Ok(Request { invitation, query })
+    }
+
+    fn send<'a>(&'a self, request: &'a Request) -> BoxFuture<'a, surveylab::Answer> {
+        Box::pin(async move {
+            let arrival = (request.invitation.key.clone(), Instant::now());
+            self.requests.lock().unwrap().push(arrival);
+            sleep(self.latency).await;
+            let scripted = self.script.lock().unwrap().pop_front();
+            scripted.unwrap_or(surveylab::Answer::Added {
+                notification: "ok".into(),
+            })
+        })
+    }
+}
+
+/// A memory ledger that can be made to fail, and to hold look-ups.
+struct Unreliable {
+    ledger: Memory,
+    failing_claims: AtomicUsize,
+    failing_settles: AtomicUsize,
+    look_ups: Semaphore,
+}
+
+fn fails(left: &AtomicUsize) -> bool {
+    left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1))
+        .is_ok()
+}
+
+impl Ledger for Unreliable {
+    fn look_up(&self, key: &Key) -> BoxFuture<'_, Result<Option<Record>, Error>> {
+        let key = key.clone();
+        Box::pin(async move {
+            let _turn = self.look_ups.acquire().await.unwrap();
+            self.ledger.look_up(&key).await
+        })
+    }
+
+    fn claim(&self, claim: Claim) -> BoxFuture<'_, Result<Claimed, Error>> {
+        if fails(&self.failing_claims) {
+            return Box::pin(async { Err(Error::Unavailable("disk full".into())) });
+        }
+        self.ledger.claim(claim)
+    }
+
+    fn settle(&self, key: &Key, settlement: Settlement, at: Timestamp) -> BoxFuture<'_, Result<(), Error>> {
+        if fails(&self.failing_settles) {
+            return Box::pin(async { Err(Error::Unavailable("disk full".into())) });
+        }
+        self.ledger.settle(key, settlement, at)
+    }
+
+    fn release(&self, key: &Key) -> BoxFuture<'_, Result<(), Error>> {
+        self.ledger.release(key)
+    }
+
+    fn resolve(&self, key: &Key, resolution: Resolution, at: Timestamp) -> BoxFuture<'_, Result<Resolved, Error>> {
+        self.ledger.resolve(key, resolution, at)
+    }
+
+    fn list(&self, query: Query) -> BoxFuture<'_, Result<Vec<Record>, Error>> {
+        self.ledger.list(query)
+    }
+
+    fn check(&self) -> BoxFuture<'_, Result<(), Error>> {
+        self.ledger.check()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        self.ledger.close()
+    }
+}
+
+struct World {
+    dispatcher: Dispatcher,
+    surveylab: Arc<Simulated>,
+    ledger: Arc<Unreliable>,
+    limiter: Limiter,
+}
+
+struct Plan {
+    script: Vec<surveylab::Answer>,
+    latency: Duration,
+    rate: &'static str,
+    burst: u32,
+    on_server_error: OnServerError,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            script: Vec::new(),
+            latency: ms(100),
+            rate: "1000/s",
+            burst: 100,
+            on_server_error: OnServerError::Retry,
+        }
+    }
+}
+
+impl Plan {
+    fn start(self) -> World {
+        let surveylab = Arc::new(Simulated {
+            script: Mutex::new(self.script.into()),
+            latency: self.latency,
+            requests: Mutex::default(),
+        });
+        let ledger = Arc::new(Unreliable {
+            ledger: Memory::default(),
+            failing_claims: AtomicUsize::new(0),
+            failing_settles: AtomicUsize::new(0),
+            look_ups: Semaphore::new(1_000),
+        });
+        let (limiter, pacer) = Limiter::new(limiter::Settings {
+            rate: self.rate.parse().unwrap(),
+            burst: self.burst,
+            max_in_flight: 32,
+            max_queue: 1_000,
+        });
+        tokio::spawn(pacer.run());
+        let settings = Settings {
+            max_attempts: 5,
+            max_wait: ms(60_000),
+            on_server_error: self.on_server_error,
+        };
+        World {
+            dispatcher: Dispatcher::new(
+                surveylab.clone(),
+                ledger.clone(),
+                limiter.clone(),
+                Clock::system(),
+                settings,
+            ),
+            surveylab,
+            ledger,
+            limiter,
+        }
+    }
+}
+
+fn scripted(script: impl Into<Vec<surveylab::Answer>>) -> World {
+    Plan {
+        script: script.into(),
+        ..Plan::default()
+    }
+    .start()
+}
+
+const UNAVAILABLE: surveylab::Answer = surveylab::Answer::Unavailable { retry_after: None };
+
+fn doubtful() -> surveylab::Answer {
+    surveylab::Answer::InDoubt {
+        http_status: None,
+        cause: "timeout".into(),
+    }
+}
+
+impl World {
+    fn call(&self, crk: &str, email: &str) -> Call {
+        let respondent = Respondent {
+            email: email.into(),
+            ..Respondent::default()
+        };
+        let request = self.dispatcher.prepare(Invitation::new(Key::new("c", crk), respondent));
+        self.dispatcher.call(request.unwrap(), Doubt::Hold, Lane::Unary, None)
+    }
+
+    fn spawn(&self, call: Call) -> JoinHandle<Answer> {
+        let dispatcher = self.dispatcher.clone();
+        tokio::spawn(async move { dispatcher.add(&call).await })
+    }
+
+    async fn add(&self, crk: &str) -> Answer {
+        self.dispatcher.add(&self.call(crk, "a@example.com")).await
+    }
+
+    async fn add_within(&self, crk: &str, deadline: Duration) -> Answer {
+        let mut call = self.call(crk, "a@example.com");
+        call.deadline = Some(Instant::now() + deadline);
+        call.until = call.deadline;
+        self.dispatcher.add(&call).await
+    }
+
+    fn requests(&self) -> usize {
+        self.surveylab.requests.lock().unwrap().len()
+    }
+
+    async fn state(&self, crk: &str) -> Option<State> {
+        let record = self.dispatcher.get(&Key::new("c", crk)).await.unwrap();
+        record.map(|record| record.state)
+    }
+}
+
+fn reason(answer: Answer) -> (Reason, Sent) {
+    let failure = answer.unwrap_err();
+    (failure.reason, failure.sent)
+}
+
+fn is_added(answer: &Answer) -> bool {
+    matches!(answer, Ok(Outcome::Added(_)))
+}
+
+fn is_duplicate(answer: &Answer) -> bool {
+    matches!(answer, Ok(Outcome::Duplicate(_)))
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_of_many_calls_adds_and_the_others_are_duplicates() {
+    let world = scripted([]);
+    let calls: Vec<_> = (0..50).map(|_| world.spawn(world.call("k", "a@example.com"))).collect();
+    let mut added = 0;
+    for call in calls {
+        let answer = call.await.unwrap();
+        assert!(is_added(&answer) || is_duplicate(&answer), "{answer:?}");
+        added += usize::from(is_added(&answer));
+    }
+    assert_eq!((added, world.requests()), (1, 1));
+    assert!(is_duplicate(&world.add("k").await));
+    assert_eq!(world.requests(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_data_is_refused_under_way_and_afterwards_but_not_after_a_failure() {
+    let world = scripted([surveylab::Answer::BadRequest]);
+    let first = world.spawn(world.call("k", "a@example.com"));
+    sleep(ms(50)).await;
+    let other = world.call("k", "b@example.com");
+    assert_eq!(
+        reason(world.dispatcher.add(&other).await),
+        (Reason::CrkReused, Sent::No)
+    );
+    assert_eq!(reason(first.await.unwrap()), (Reason::SurveylabBadRequest, Sent::Yes));
+    assert!(is_added(&world.dispatcher.add(&other).await));
+    assert_eq!(reason(world.add("k").await), (Reason::CrkReused, Sent::No));
+    assert_eq!(world.requests(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_not_processed_is_tried_again_until_the_attempts_are_used_up() {
+    let world = scripted(vec![UNAVAILABLE; 4]);
+    let answer = world.add("k").await.unwrap();
+    assert!(matches!(answer, Outcome::Added(Added { attempts: 5, .. })));
+
+    let world = scripted(vec![UNAVAILABLE; 9]);
+    assert_eq!(reason(world.add("k").await), (Reason::SurveylabUnavailable, Sent::Yes));
+    assert_eq!((world.requests(), world.state("k").await), (5, Some(State::Failed)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn retry_after_of_a_503_is_waited_for_unless_it_outlasts_the_deadline() {
+    let asks = surveylab::Answer::Unavailable {
+        retry_after: Some(ms(7_000)),
+    };
+    let world = scripted([asks.clone()]);
+    let begin = Instant::now();
+    assert!(is_added(&world.add("k").await));
+    assert!(
+        begin.elapsed() >= ms(7_200) && begin.elapsed() < ms(7_300),
+        "{:?}",
+        begin.elapsed()
+    );
+
+    let world = scripted([asks]);
+    let begin = Instant::now();
+    let failure = world.add_within("k", ms(5_000)).await.unwrap_err();
+    assert_eq!(failure.reason, Reason::SurveylabUnavailable);
+    assert_eq!(failure.retry_after, Some(ms(7_000)));
+    assert!(begin.elapsed() < ms(200), "known at once: {:?}", begin.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_429_pauses_everyone_and_is_tried_again() {
+    let limited = surveylab::Answer::RateLimited {
+        retry_after: Some(ms(30_000)),
+    };
+    let world = scripted([limited]);
+    let begin = Instant::now();
+    let first = world.spawn(world.call("k", "a@example.com"));
+    sleep(ms(150)).await;
+    // One that can't wait is told so at once; one that can goes after the pause.
+    let failure = world.add_within("hasty", ms(5_000)).await.unwrap_err();
+    assert_eq!(begin.elapsed(), ms(150));
+    assert_eq!((failure.reason, failure.sent), (Reason::WaitTooLong, Sent::No));
+    assert!(failure.retry_after.unwrap() > ms(29_000));
+    let second = world.spawn(world.call("patient", "a@example.com"));
+    assert!(is_added(&first.await.unwrap()));
+    assert!(is_added(&second.await.unwrap()));
+    let times: Vec<_> = world
+        .surveylab
+        .requests
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|r| r.1 - begin)
+        .collect();
+    assert_eq!(times.len(), 3);
+    assert!(times[1] >= ms(30_000) && times[2] >= ms(30_000), "{times:?}");
+    assert_eq!(world.state("hasty").await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permit_from_before_a_pause_is_not_used_within_it() {
+    let world = Plan {
+        script: vec![surveylab::Answer::RateLimited {
+            retry_after: Some(ms(20_000)),
+        }],
+        latency: ms(10),
+        ..Plan::default()
+    }
+    .start();
+    let begin = Instant::now();
+    let calls: Vec<_> = (0..40)
+        .map(|n| world.spawn(world.call(&n.to_string(), "a@example.com")))
+        .collect();
+    for call in calls {
+        assert!(is_added(&call.await.unwrap()));
+    }
+    let requests = world.surveylab.requests.lock().unwrap();
+    let within = requests
+        .iter()
+        .filter(|(_, at)| (ms(11)..ms(20_000)).contains(&(*at - begin)));
+    assert_eq!(within.count(), 0);
+    assert_eq!(requests.len(), 41);
+}
+
+#[tokio::test(start_paused = true)]
+async fn doubt_is_held_until_a_caller_resends() {
+    let world = scripted([doubtful()]);
+    assert_eq!(reason(world.add("k").await), (Reason::OutcomeInDoubt, Sent::Unknown));
+    assert_eq!(reason(world.add("k").await), (Reason::OutcomeInDoubt, Sent::Unknown));
+    assert_eq!(world.requests(), 1);
+    let mut call = world.call("k", "a@example.com");
+    call.doubt = Doubt::Resend;
+    assert!(matches!(world.dispatcher.check(&call).await, Ok(Outcome::WouldAdd)));
+    let answer = world.dispatcher.add(&call).await;
+    assert!(
+        matches!(answer, Ok(Outcome::Added(Added { attempts: 2, .. }))),
+        "{answer:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_resend_leaves_the_doubt_of_the_first_request() {
+    let refused = surveylab::Answer::ActionFailed {
+        http_status: 200,
+        notification: "Action failed".into(),
+    };
+    let world = scripted([doubtful(), refused]);
+    assert_eq!(reason(world.add("k").await).0, Reason::OutcomeInDoubt);
+    let mut call = world.call("k", "a@example.com");
+    call.doubt = Doubt::Resend;
+    assert_eq!(
+        reason(world.dispatcher.add(&call).await).0,
+        Reason::SurveylabActionFailed
+    );
+    assert_eq!(world.state("k").await, Some(State::InDoubt));
+    assert_eq!(reason(world.add("k").await).0, Reason::OutcomeInDoubt);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_500_can_be_held() {
+    let world = Plan {
+        script: vec![surveylab::Answer::InternalError],
+        on_server_error: OnServerError::Hold,
+        ..Plan::default()
+    }
+    .start();
+    let failure = world.add("k").await.unwrap_err();
+    assert_eq!(
+        (failure.reason, failure.http_status),
+        (Reason::OutcomeInDoubt, Some(500))
+    );
+    assert_eq!((world.requests(), world.state("k").await), (1, Some(State::InDoubt)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_that_passes_on_the_wire_is_told_and_the_outcome_recorded() {
+    let world = scripted([]);
+    let failure = world.add_within("k", ms(50)).await.unwrap_err();
+    assert_eq!(
+        (failure.reason, failure.sent),
+        (Reason::DeadlineAfterSend, Sent::Unknown)
+    );
+    sleep(ms(100)).await;
+    assert!(is_duplicate(&world.add("k").await));
+    assert_eq!(world.requests(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_leaves_on_the_wire_does_not_cut_the_request() {
+    let world = scripted([UNAVAILABLE]);
+    let call = world.spawn(world.call("k", "a@example.com"));
+    sleep(ms(50)).await;
+    call.abort();
+    sleep(ms(60_000)).await;
+    // Its outcome is recorded; nobody wants another attempt.
+    assert_eq!((world.requests(), world.state("k").await), (1, Some(State::Failed)));
+    assert!(is_added(&world.add("k").await));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_leaves_while_waiting_withdraws_unless_another_has_joined() {
+    let slow = || Plan {
+        rate: "1/s",
+        burst: 1,
+        ..Plan::default()
+    };
+    for joined in [false, true] {
+        let world = slow().start();
+        assert!(is_added(&world.add("first").await));
+        let leader = world.spawn(world.call("k", "a@example.com"));
+        sleep(ms(10)).await;
+        let follower = joined.then(|| world.spawn(world.call("k", "a@example.com")));
+        sleep(ms(10)).await;
+        leader.abort();
+        sleep(ms(5_000)).await;
+        assert_eq!(world.requests(), 1 + usize::from(joined));
+        if let Some(follower) = follower {
+            assert!(is_added(&follower.await.unwrap()));
+        }
+        assert_eq!(world.limiter.snapshot().waiting_unary, 0);
+        assert_eq!(world.dispatcher.under_way(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_leaves_during_the_look_up_hands_over() {
+    let world = scripted([]);
+    let held = world.ledger.look_ups.acquire_many(1_000).await.unwrap();
+    let leader = world.spawn(world.call("k", "a@example.com"));
+    sleep(ms(10)).await;
+    let follower = world.spawn(world.call("k", "a@example.com"));
+    sleep(ms(10)).await;
+    leader.abort();
+    drop(held);
+    assert!(is_added(&follower.await.unwrap()));
+    assert_eq!(world.requests(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_patient_follower_outlives_its_leader_s_deadline() {
+    let world = Plan {
+        rate: "1/s",
+        burst: 1,
+        script: vec![surveylab::Answer::RateLimited {
+            retry_after: Some(ms(10_000)),
+        }],
+        ..Plan::default()
+    }
+    .start();
+    let busy = world.spawn(world.call("busy", "a@example.com"));
+    sleep(ms(10)).await;
+    let dispatcher = world.dispatcher.clone();
+    let mut call = world.call("k", "a@example.com");
+    call.deadline = Some(Instant::now() + ms(2_000));
+    call.until = call.deadline;
+    let leader = tokio::spawn(async move { dispatcher.add(&call).await });
+    sleep(ms(10)).await;
+    let follower = world.spawn(world.call("k", "a@example.com"));
+    // The pause makes the leader's deadline hopeless, the follower's terms are better.
+    let failure = leader.await.unwrap().unwrap_err();
+    assert_eq!(failure.reason, Reason::WaitTooLong);
+    assert!(is_added(&follower.await.unwrap()));
+    assert!(is_added(&busy.await.unwrap()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_unary_follower_takes_a_stream_item_to_the_fast_lane() {
+    let world = Plan {
+        rate: "1/s",
+        burst: 1,
+        ..Plan::default()
+    }
+    .start();
+    let stream = Lane::Stream(StreamId(1));
+    let items: Vec<_> = (0..100)
+        .map(|n| {
+            let mut call = world.call(&format!("{n}"), "a@example.com");
+            call.lane = stream;
+            call.until = None;
+            world.spawn(call)
+        })
+        .collect();
+    sleep(ms(10)).await;
+    let begin = Instant::now();
+    world.add("99").await.unwrap();
+    assert!(begin.elapsed() < ms(2_200), "{:?}", begin.elapsed());
+    for item in items {
+        item.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_durable_claim_nothing_is_sent() {
+    let world = scripted([]);
+    world.ledger.failing_claims.store(1, Ordering::SeqCst);
+    assert_eq!(reason(world.add("k").await), (Reason::LedgerUnavailable, Sent::No));
+    assert_eq!(world.requests(), 0);
+    assert!(is_added(&world.add("k").await));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outcome_that_can_t_be_recorded_is_kept_until_it_can() {
+    let world = scripted([]);
+    world.ledger.failing_settles.store(6, Ordering::SeqCst);
+    assert_eq!(reason(world.add("k").await), (Reason::LedgerUnavailable, Sent::Yes));
+    // Nobody sends again meanwhile, and nobody waits for ever.
+    assert_eq!(reason(world.add("k").await), (Reason::LedgerUnavailable, Sent::Yes));
+    let check = world.dispatcher.check(&world.call("k", "a@example.com")).await;
+    assert_eq!(reason(check), (Reason::LedgerUnavailable, Sent::Yes));
+    sleep(ms(10_000)).await;
+    assert!(is_duplicate(&world.add("k").await));
+    assert_eq!(world.requests(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn closing_refuses_what_waits_and_finishes_what_is_on_the_wire() {
+    let world = Plan {
+        rate: "1/h",
+        burst: 1,
+        ..Plan::default()
+    }
+    .start();
+    let on_the_wire = world.spawn(world.call("sent", "a@example.com"));
+    sleep(ms(50)).await;
+    let mut patient = world.call("waits", "a@example.com");
+    patient.until = None;
+    let waits = world.spawn(patient);
+    sleep(ms(10)).await;
+    world.dispatcher.close();
+    world.dispatcher.drained().await;
+    assert!(is_added(&on_the_wire.await.unwrap()));
+    assert_eq!(reason(waits.await.unwrap()), (Reason::ShuttingDown, Sent::No));
+    assert_eq!(reason(world.add("late").await), (Reason::ShuttingDown, Sent::No));
+    assert!(is_duplicate(&world.add("sent").await));
+}
+
+#[tokio::test(start_paused = true)]
+async fn closing_ends_a_backoff() {
+    let world = scripted([surveylab::Answer::Unavailable {
+        retry_after: Some(ms(50_000)),
+    }]);
+    let call = world.spawn(world.call("k", "a@example.com"));
+    sleep(ms(200)).await;
+    world.dispatcher.close();
+    assert_eq!(reason(call.await.unwrap()), (Reason::ShuttingDown, Sent::Yes));
+    assert_eq!(world.state("k").await, Some(State::Failed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn cutting_off_leaves_the_claim() {
+    let world = Plan {
+        latency: ms(1_000_000),
+        ..Plan::default()
+    }
+    .start();
+    let call = world.spawn(world.call("k", "a@example.com"));
+    sleep(ms(50)).await;
+    world.dispatcher.close();
+    world.dispatcher.cut_off().await;
+    assert_eq!(world.state("k").await, Some(State::Pending));
+    // Its caller begins again, and finds the doubt.
+    assert_eq!(reason(call.await.unwrap()), (Reason::OutcomeInDoubt, Sent::Unknown));
+}
+
+#[tokio::test(start_paused = true)]
+async fn validate_only_waits_for_what_is_under_way_and_sends_nothing() {
+    let world = scripted([]);
+    let call = world.call("k", "a@example.com");
+    assert!(matches!(world.dispatcher.check(&call).await, Ok(Outcome::WouldAdd)));
+    assert_eq!(world.requests(), 0);
+    let under_way = world.spawn(call.clone());
+    sleep(ms(10)).await;
+    assert!(is_duplicate(&world.dispatcher.check(&call).await));
+    assert!(is_added(&under_way.await.unwrap()));
+    let other = world.call("k", "b@example.com");
+    assert_eq!(
+        reason(world.dispatcher.check(&other).await),
+        (Reason::CrkReused, Sent::No)
+    );
+}

@@ -6,6 +6,8 @@ use futures_util::future::BoxFuture;
 
 use crate::invitation::{Invitation, Violation};
 
+pub mod http;
+
 /// What one request came to. Closed: every outcome of HTTP falls into one of these, once, where it enters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
