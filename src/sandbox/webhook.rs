@@ -187,7 +187,7 @@ async fn wait(core: &Core, plan: &Plan) {
         if let Some(hanging) = hanging {
             hanging.pass().await;
         }
-        latency += fault.latency;
+        latency = latency.saturating_add(fault.latency);
     }
     if !latency.is_zero() {
         tokio::time::sleep(latency).await;
