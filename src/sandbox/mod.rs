@@ -1,8 +1,8 @@
 //! A fake SurveyLab: a real HTTP/1.1 server that answers as SurveyLab's page says, goes wrong on demand, and tells what
 //! it received. For trying things out (`sandbox`, `serve --sandbox`) and for the tests.
 //!
-//! A webhook request runs through [`webhook`]: counted and logged, then the first fault rule that applies, then the checks
-//! in the order token, rate, parameters, collector, repeat. One lock is held for all of it, and for nothing that waits.
+//! A webhook request is counted and logged, then meets the first fault rule that applies, then the checks in the order
+//! token, rate, parameters, collector, repeat. One lock is held for all of it, and for nothing that waits.
 
 mod account;
 mod admin;
