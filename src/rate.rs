@@ -38,7 +38,8 @@ impl Rate {
         self.per
     }
 
-    /// The time between two at an even pace. Rounded up to a nanosecond: a limit may be kept a hair too well, never broken.
+    /// The time between two at an even pace. Rounded up to a nanosecond: a limit may be kept a hair too well, never
+    /// broken.
     pub fn period(self) -> Duration {
         let nanos = self.per.as_nanos().div_ceil(u128::from(self.count));
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))

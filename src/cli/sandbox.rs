@@ -50,7 +50,8 @@ pub struct SandboxArgs {
     pub burst: NonZeroU32,
 
     /// Time before every answer, such as 50ms.
-    #[arg(long, env = "SANDBOX_LATENCY", value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "SANDBOX_LATENCY", value_name = "TIME", default_value = "0s")]
+    #[arg(value_parser = humantime::parse_duration)]
     pub latency: Duration,
 
     /// What to do with a crk that its collector already has.

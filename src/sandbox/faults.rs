@@ -211,8 +211,9 @@ impl Fault {
         self
     }
 
-    /// Whether the request takes effect, where the default of what happens does not suit. The default is `AtOnce` where
-    /// SurveyLab may well have done its work (a lost or garbled answer, a gateway's 502 and 504, any 2xx), else `Never`.
+    /// Whether the request takes effect, where the default of what happens does not suit. The default is `AtOnce`
+    /// where SurveyLab may well have done its work (a lost or garbled answer, a gateway's 502 and 504, any 2xx), else
+    /// `Never`.
     pub fn with_effect(mut self, effect: Effect) -> Self {
         self.effect = Some(effect);
         self

@@ -1,8 +1,8 @@
 //! A fake SurveyLab: a real HTTP/1.1 server that answers as SurveyLab's page says, goes wrong on demand, and tells what
 //! it received. For trying things out (`sandbox`, `serve --sandbox`) and for the tests.
 //!
-//! A webhook request runs through [`webhook`]: counted and logged, then the first fault rule that applies, then the checks
-//! in the order token, rate, parameters, collector, repeat. One lock is held for all of it, and for nothing that waits.
+//! A webhook request is counted and logged, then meets the first fault rule that applies, then the checks in the order
+//! token, rate, parameters, collector, repeat. One lock is held for all of it, and for nothing that waits.
 
 mod account;
 mod admin;
@@ -67,6 +67,18 @@ pub struct Limit {
     pub burst: NonZeroU32,
 }
 
+impl Limit {
+    fn limiter(self) -> Option<DefaultDirectRateLimiter> {
+        let period = self.rate.period();
+        // governor keeps period times burst in a u64 of nanoseconds, and overflows it.
+        let fits = u64::MAX / 4 / u64::try_from(period.as_nanos()).ok()?.max(1);
+        let burst = self
+            .burst
+            .min(NonZeroU32::new(u32::try_from(fits).unwrap_or(u32::MAX))?);
+        Some(RateLimiter::direct(Quota::with_period(period)?.allow_burst(burst)))
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -118,10 +130,7 @@ impl Sandbox {
     pub async fn start(config: Config) -> io::Result<Self> {
         let listener = TcpListener::bind(config.listen).await?;
         let address = listener.local_addr()?;
-        let limiter = config.limit.and_then(|limit| {
-            let quota = Quota::with_period(limit.rate.period())?.allow_burst(limit.burst);
-            Some(RateLimiter::direct(quota))
-        });
+        let limiter = config.limit.and_then(Limit::limiter);
         let mut rules = Rules::default();
         rules.replace(config.faults);
         let core = Arc::new(Core {

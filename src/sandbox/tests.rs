@@ -569,6 +569,41 @@ async fn a_fault_without_effect_spends_no_rate() {
 }
 
 #[tokio::test]
+async fn takes_any_limit_and_any_latency() {
+    for rate in ["1/h", "1/s", "1000000/s"] {
+        let config = Config {
+            limit: Some(Limit {
+                rate: rate.parse().unwrap(),
+                burst: NonZeroU32::MAX,
+            }),
+            ..Config::default()
+        };
+        let sandbox = Sandbox::start(config).await.unwrap();
+        for crk in 0..20 {
+            assert_eq!(add(&sandbox, &crk.to_string()).await.text(), PROCESSED, "{rate}");
+        }
+    }
+    let config = Config {
+        latency: Duration::MAX,
+        faults: vec![
+            Fault::latency(Duration::MAX)
+                .with_effect(Effect::After(Duration::MAX))
+                .times(1),
+        ],
+        ..Config::default()
+    };
+    let sandbox = Sandbox::start(config).await.unwrap();
+    let mut clients = Vec::new();
+    for crk in ["a", "b"] {
+        let mut client = Client::connect(&sandbox).await;
+        client.send("GET", &target(crk), "").await;
+        clients.push(client);
+    }
+    sandbox.wait_for_effects(1).await;
+    assert_eq!(sandbox.effects_of("c", "b"), 1);
+}
+
+#[tokio::test]
 async fn reports_over_http() {
     let sandbox = start().await;
     for crk in ["b", "a", "a"] {

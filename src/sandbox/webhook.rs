@@ -112,7 +112,7 @@ impl State {
             .journal
             .push(core.started.elapsed(), query, fault.map(|fault| fault.name()));
         let effect = fault.map_or(Effect::AtOnce, |fault| fault.effect());
-        // A fault that neither takes effect nor shows the usual answer stands in front of the checks: it spends no rate.
+        // A fault that neither takes effect nor shows the usual answer stands before the checks: it spends no rate.
         let is_checked = effect != Effect::Never || fault.is_none_or(|fault| fault.outcome.shows_answer());
         let verdict = is_checked.then(|| match core.admit(&parameters.token) {
             Some(refusal) => refusal,
@@ -187,7 +187,7 @@ async fn wait(core: &Core, plan: &Plan) {
         if let Some(hanging) = hanging {
             hanging.pass().await;
         }
-        latency += fault.latency;
+        latency = latency.saturating_add(fault.latency);
     }
     if !latency.is_zero() {
         tokio::time::sleep(latency).await;
