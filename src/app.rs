@@ -1,6 +1,6 @@
 //! The composition root: binds the ports, builds the parts, runs them, and takes them down in order.
 
-use std::{io, net::SocketAddr, num::NonZeroU32, sync::Arc};
+use std::{io, net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, select, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -14,8 +14,11 @@ use crate::{
     ledger::{self, Ledger, memory::Memory, sqlite::Sqlite},
     limiter::{self, Limiter},
     sandbox::{self, Sandbox},
-    surveylab::http::{self, HttpConfig, HttpSurveyLab},
+    surveylab::http::{self, EndpointError, HttpConfig, HttpSurveyLab},
 };
+
+/// For name, TCP and TLS of a new connection to SurveyLab.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the gateway did not run, or not to its end.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +35,8 @@ pub enum Error {
     Sandbox(io::Error),
     #[error("the client for SurveyLab can't start: {0}")]
     Client(#[from] http::Error),
+    #[error("the sandbox's URL {0}")]
+    SandboxUrl(#[from] EndpointError),
     #[error("server reflection can't start: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
     #[error("the {0} ended unexpectedly")]
@@ -176,6 +181,7 @@ fn http_config(config: &Config, sandbox: Option<&Sandbox>, clock: &Clock) -> Res
         url,
         token,
         upstream_timeout: config.args.upstream_timeout,
+        connect_timeout: CONNECT_TIMEOUT,
         max_in_flight: count(config.args.max_in_flight),
         clock: clock.clone(),
     })

@@ -5,7 +5,7 @@ use std::{env, fmt, fs, net::SocketAddr, num::NonZeroU32, path::PathBuf, str::Fr
 use clap::{Args, builder::BoolishValueParser};
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::{dispatch::OnServerError, rate::Rate, surveylab::http::BaseUrl};
+use crate::{dispatch::OnServerError, rate::Rate, surveylab::http::Endpoint};
 
 /// The environment variable that holds the token itself. Never a flag: flags show in process lists.
 const TOKEN_VARIABLE: &str = "SURVEYLAB_API_TOKEN";
@@ -25,7 +25,7 @@ pub struct ServeArgs {
         value_name = "URL",
         default_value = "https://app.surveylab.com/api.php"
     )]
-    pub surveylab_url: BaseUrl,
+    pub surveylab_url: Endpoint,
 
     /// Where to listen for gRPC.
     #[arg(
@@ -147,7 +147,7 @@ impl fmt::Display for LedgerUrl {
 #[derive(Clone, Debug)]
 pub enum Upstream {
     SurveyLab {
-        url: BaseUrl,
+        url: Endpoint,
         token: SecretString,
     },
     /// The in-process fake.

@@ -4,7 +4,10 @@
 //! the bucket: it takes a place in flight, waits for a token, and hands both as a [`Permit`] to the one whose turn it is.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -76,6 +79,8 @@ struct Shared {
     /// Tells the pacer that something came, or changed what it waits for.
     wake: Notify,
     places: Arc<Semaphore>,
+    /// Permits that are out. The pacer holds one place more while it waits to hand it out.
+    permits: AtomicUsize,
 }
 
 struct State {
@@ -94,7 +99,7 @@ struct Waiter {
 pub struct Permit {
     limiter: Limiter,
     epoch: Epoch,
-    _place: OwnedSemaphorePermit,
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl Limiter {
@@ -111,6 +116,7 @@ impl Limiter {
                 }),
                 wake: Notify::new(),
                 places: Arc::new(Semaphore::new(settings.max_in_flight)),
+                permits: AtomicUsize::new(0),
             }),
         };
         (limiter.clone(), Pacer { limiter })
@@ -159,7 +165,7 @@ impl Limiter {
                 .map_or(Duration::ZERO, |until| until - now),
             waiting_unary: state.lanes.unary_len(),
             waiting_streams: state.lanes.len() - state.lanes.unary_len(),
-            in_flight: state.in_flight(&self.shared),
+            in_flight: self.shared.permits.load(Ordering::Relaxed),
         }
     }
 
@@ -253,13 +259,6 @@ impl State {
         let after = expected(0).saturating_duration_since(now);
         out.into_iter().map(|waiter| (waiter, after)).collect()
     }
-
-    fn in_flight(&self, shared: &Shared) -> usize {
-        shared
-            .settings
-            .max_in_flight
-            .saturating_sub(shared.places.available_permits())
-    }
 }
 
 /// A place in the queue, given up when dropped.
@@ -289,6 +288,12 @@ impl Permit {
     pub fn is_paused(&self) -> bool {
         let now = Instant::now();
         self.limiter.lock().adaptive.pause_until(now).is_some()
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.limiter.shared.permits.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -353,15 +358,16 @@ impl Pacer {
                 *place = Some(held);
                 return Turn::Nobody;
             };
+            self.limiter.shared.permits.fetch_add(1, Ordering::Relaxed);
             let permit = Permit {
                 limiter: self.limiter.clone(),
                 epoch,
-                _place: held,
+                place: Some(held),
             };
             match waiter.answer.send(Ok(permit)) {
                 Ok(()) => return Turn::Given,
                 // It left at this very moment: the next one gets the permit.
-                Err(Ok(permit)) => *place = Some(permit._place),
+                Err(Ok(mut permit)) => *place = permit.place.take(),
                 Err(Err(_)) => return Turn::Given,
             }
         }

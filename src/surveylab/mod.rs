@@ -1,12 +1,15 @@
 //! SurveyLab: one request, one classified answer.
 
+mod answer;
+pub mod http;
+mod redact;
+mod request;
+
 use std::{fmt, time::Duration};
 
 use futures_util::future::BoxFuture;
 
 use crate::invitation::{Invitation, Violation};
-
-pub mod http;
 
 /// What one request came to. Closed: every outcome of HTTP falls into one of these, once, where it enters.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +32,7 @@ pub enum Answer {
     InternalError,
     /// 503.
     Unavailable { retry_after: Option<Duration> },
-    /// 1xx, 3xx, and every 4xx without a row of its own.
+    /// 3xx, and every 4xx without a row of its own.
     UnexpectedStatus { http_status: u16 },
     /// Not one byte of the request can have reached SurveyLab.
     Unreachable { cause: String },

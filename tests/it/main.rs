@@ -1,1 +1,6 @@
-fn main() {}
+//! The gateway from outside: the real binary, called over gRPC, with the sandbox as SurveyLab. One binary for all
+//! behaviours, so that they are linked once.
+
+mod support;
+
+mod idempotency;
