@@ -3,4 +3,12 @@
 
 mod support;
 
+mod cli;
+mod crash;
+mod disk;
 mod idempotency;
+mod layout;
+mod pause;
+mod rate;
+mod settings;
+mod stream;

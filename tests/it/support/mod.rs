@@ -2,6 +2,8 @@
 
 pub mod call;
 pub mod gateway;
+pub mod process;
+pub mod watch;
 
 pub use call::{Error, added, request, status_error};
 pub use gateway::{Gateway, Options};

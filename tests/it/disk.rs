@@ -1,0 +1,323 @@
+//! A ledger that can't write, can't be opened, or belongs to another process: nothing is sent without a durable claim.
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use surveylab_gateway::{
+    proto::{InvitationState, Outcome},
+    sandbox::{Fault, Gate, Sandbox},
+};
+use tonic::Code;
+
+use crate::support::{
+    Error, Gateway, Options,
+    call::{Client, add, added, state},
+    gateway::{BINARY, TOKEN, run, surveylab},
+    request,
+    watch::{soon, until},
+};
+
+/// Sets how long a process's files may become: a full disk for one process, and space again. False, and why on stdout,
+/// where that can't be done.
+fn limit_file_size(gateway: &Gateway, limit: &str) -> bool {
+    let set = Command::new("prlimit")
+        .args([format!("--pid={}", gateway.pid()), format!("--fsize={limit}")])
+        .status();
+    let is_set = set.as_ref().is_ok_and(|status| status.success());
+    if !is_set {
+        println!("skipped: prlimit does not work here: {set:?}");
+    }
+    is_set
+}
+
+const FULL: &str = "0:";
+const SPACE: &str = "unlimited";
+
+async fn until_ready(gateway: &Gateway) {
+    until("/readyz answers 200", async || gateway.admin("/readyz").await.0 == 200).await;
+}
+
+fn assert_unavailable(error: &Error, sent: &str) {
+    assert_eq!(
+        (error.code, error.reason.as_str(), error.sent()),
+        (Code::Unavailable, "LEDGER_UNAVAILABLE", sent)
+    );
+    assert!(error.retry.is_some());
+}
+
+/// Adds keys until the disk is full: those that were added, and the first that was refused unsent.
+async fn fill(client: &Client) -> (Vec<String>, String) {
+    let mut added = Vec::new();
+    for i in 0..20_000 {
+        let crk = format!("k{i:05}");
+        match add(client, request(&crk)).await {
+            Ok(_) => added.push(crk),
+            Err(error) if error.sent() == "no" => {
+                assert_unavailable(&error, "no");
+                return (added, crk);
+            }
+            // Sent, but its outcome found no space any more.
+            Err(error) => assert_unavailable(&error, "yes"),
+        }
+    }
+    panic!("the disk never became full");
+}
+
+/// What must hold on a full disk, and after `make_space`.
+async fn survives_a_full_disk(gateway: Gateway, sandbox: &Sandbox, make_space: impl FnOnce(&Gateway)) {
+    let client = gateway.client().await;
+    let (before, refused) = fill(&client).await;
+    assert!(!before.is_empty());
+    let requests = sandbox.report().requests;
+    for crk in [&refused, "another"] {
+        assert_unavailable(&add(&client, request(crk)).await.unwrap_err(), "no");
+        assert_eq!(sandbox.requests_of("c0llector", crk), 0);
+    }
+    assert_eq!(sandbox.report().requests, requests);
+    let (status, why) = gateway.admin("/readyz").await;
+    assert_eq!((status, why.starts_with("not ready: ")), (503, true), "{why}");
+    assert_eq!(gateway.admin("/healthz").await.0, 200);
+    // What can be read still answers.
+    assert_eq!(added(&client, request(&before[0])).await, Outcome::Duplicate);
+
+    make_space(&gateway);
+    until_ready(&gateway).await;
+    for crk in [&refused, "another"] {
+        assert_eq!(added(&client, request(crk)).await, Outcome::Added);
+    }
+    for crk in &before {
+        assert_eq!(added(&client, request(crk)).await, Outcome::Duplicate);
+    }
+    // Also one whose outcome could not be recorded at first is recorded by now.
+    for key in sandbox.keys() {
+        until("the outcome is recorded", async || {
+            state(&client, &key.crk).await == Some(InvitationState::Added)
+        })
+        .await;
+        assert_eq!(key.requests, 1, "{}", key.crk);
+    }
+}
+
+#[tokio::test]
+async fn a_file_size_limit_stops_sending_and_not_the_process() {
+    let sandbox = surveylab().await;
+    // Only the soft limit: it can be lifted again without privileges.
+    let wrapper = ["bash", "-c", "ulimit -S -f 512; exec \"$@\"", "-"];
+    let gateway = Gateway::with(Options::new().wrapper(&wrapper), &sandbox).await;
+    if !limit_file_size(&gateway, "524288:") {
+        return;
+    }
+    survives_a_full_disk(gateway, &sandbox, |gateway| {
+        assert!(limit_file_size(gateway, SPACE));
+    })
+    .await;
+}
+
+/// A file system of one megabyte, for as long as this lives.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: PathBuf) -> Option<Self> {
+        fs::create_dir(&at).unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
+            .arg(&at)
+            .stderr(Stdio::null())
+            .status();
+        if !mounted.as_ref().is_ok_and(|status| status.success()) {
+            println!("skipped: a file system can't be mounted here: {mounted:?}");
+            return None;
+        }
+        Some(Self(at))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_stops_sending_and_not_the_process() {
+    let sandbox = surveylab().await;
+    let directory = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(directory.path().join("disk")) else {
+        return;
+    };
+    let ledger = disk.0.join("ledger.db");
+    let options = Options::new().flag("--ledger", format!("sqlite:{}", ledger.display()));
+    let gateway = Gateway::with(options, &sandbox).await;
+    let filler = disk.0.join("filler");
+    fs::write(&filler, vec![0; 400 * 1024]).unwrap();
+    survives_a_full_disk(gateway, &sandbox, |_| fs::remove_file(&filler).unwrap()).await;
+}
+
+#[tokio::test]
+async fn an_outcome_that_finds_no_space_is_recorded_as_soon_as_there_is_some() {
+    let sandbox = surveylab().await;
+    let gate = Gate::new();
+    sandbox.add_fault(Fault::hold(&gate));
+    let gateway = Gateway::start(&sandbox).await;
+    let client = gateway.client().await;
+    let call = tokio::spawn({
+        let client = client.clone();
+        async move { add(&client, request("k")).await }
+    });
+    soon(sandbox.wait_for_requests(1)).await;
+    if !limit_file_size(&gateway, FULL) {
+        return;
+    }
+    gate.release();
+    assert_unavailable(&soon(call).await.unwrap().unwrap_err(), "yes");
+    // The key is not free: a second call is told the same, and sends nothing.
+    assert_unavailable(&add(&client, request("k")).await.unwrap_err(), "yes");
+    assert_eq!(gateway.admin("/readyz").await.0, 503);
+
+    assert!(limit_file_size(&gateway, SPACE));
+    until("the outcome is recorded", async || {
+        state(&client, "k").await == Some(InvitationState::Added)
+    })
+    .await;
+    until_ready(&gateway).await;
+    assert_eq!(added(&client, request("k")).await, Outcome::Duplicate);
+    assert_eq!(sandbox.report().requests, 1);
+}
+
+#[tokio::test]
+async fn an_outcome_that_was_never_recorded_is_in_doubt_after_a_crash() {
+    let sandbox = surveylab().await;
+    let gate = Gate::new();
+    sandbox.add_fault(Fault::hold(&gate));
+    let gateway = Gateway::start(&sandbox).await;
+    let client = gateway.client().await;
+    let call = tokio::spawn({
+        let client = client.clone();
+        async move { add(&client, request("k")).await }
+    });
+    soon(sandbox.wait_for_requests(1)).await;
+    if !limit_file_size(&gateway, FULL) {
+        return;
+    }
+    gate.release();
+    assert_unavailable(&soon(call).await.unwrap().unwrap_err(), "yes");
+
+    let gateway = gateway.restart().await;
+    let client = gateway.client().await;
+    assert_eq!(state(&client, "k").await, Some(InvitationState::InDoubt));
+    assert_eq!(add(&client, request("k")).await.unwrap_err().reason, "OUTCOME_IN_DOUBT");
+    assert_eq!(sandbox.report().requests, 1);
+}
+
+fn is_root() -> bool {
+    fs::metadata("/proc/self").unwrap().uid() == 0
+}
+
+/// Runs `serve` over a ledger to its end, as somebody whom file modes bind: exit code and stderr. None, and why on
+/// stdout, where nobody else can run the binary.
+async fn serve_without_privileges(ledger: &Path) -> Option<(Option<i32>, String)> {
+    let mut command = Command::new(if is_root() { "setpriv" } else { BINARY });
+    if is_root() {
+        let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+        let tried = Command::new("setpriv").args(nobody).args([BINARY, "--version"]).output();
+        if !tried.as_ref().is_ok_and(|output| output.status.success()) {
+            println!("skipped: nobody can't run the binary: {tried:?}");
+            return None;
+        }
+        command.args(nobody).arg(BINARY);
+    }
+    command
+        .args(["serve", "--sandbox", "--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"])
+        .arg(format!("--ledger=sqlite:{}", ledger.display()))
+        .env_clear()
+        .env("RUST_LOG", "off")
+        .stdin(Stdio::null());
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap());
+    let output = soon(output).await.unwrap();
+    Some((output.status.code(), String::from_utf8(output.stderr).unwrap()))
+}
+
+fn assert_names_ledger(code: Option<i32>, stderr: &str, ledger: &Path) {
+    assert_eq!(code, Some(1), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert!(stderr.contains("--ledger"), "{stderr}");
+    assert!(stderr.contains(&*ledger.to_string_lossy()), "{stderr}");
+}
+
+#[tokio::test]
+async fn a_directory_that_is_read_only_is_named_at_the_start() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o555)).unwrap();
+    let ledger = directory.path().join("ledger.db");
+    if let Some((code, stderr)) = serve_without_privileges(&ledger).await {
+        assert_names_ledger(code, &stderr, &ledger);
+        assert!(stderr.contains("ermission denied"), "{stderr}");
+    }
+    assert!(!ledger.exists());
+}
+
+#[tokio::test]
+async fn a_file_that_is_read_only_is_named_at_the_start() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let ledger = directory.path().join("ledger.db");
+    fs::write(&ledger, "").unwrap();
+    fs::set_permissions(&ledger, fs::Permissions::from_mode(0o444)).unwrap();
+    if let Some((code, stderr)) = serve_without_privileges(&ledger).await {
+        assert_names_ledger(code, &stderr, &ledger);
+        assert!(stderr.contains("can't be opened for writing"), "{stderr}");
+    }
+}
+
+async fn serve_over(ledger: &Path) -> (Option<i32>, String) {
+    let ledger = format!("--ledger=sqlite:{}", ledger.display());
+    let arguments = ["serve", "--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", &ledger];
+    let (code, _, stderr) = soon(run(&arguments, &[("SURVEYLAB_API_TOKEN", TOKEN), ("RUST_LOG", "off")])).await;
+    (code, stderr)
+}
+
+#[tokio::test]
+async fn a_ledger_that_another_process_owns_is_left_to_it() {
+    let sandbox = surveylab().await;
+    let gateway = Gateway::start(&sandbox).await;
+    let client = gateway.client().await;
+    assert_eq!(added(&client, request("k")).await, Outcome::Added);
+    let ledger = gateway.path("surveylab-gateway.db");
+    let (code, stderr) = serve_over(&ledger).await;
+    assert_names_ledger(code, &stderr, &ledger);
+    assert!(stderr.contains(&format!("in use by process {}", gateway.pid())), "{stderr}");
+    // Another name of the same file is the same ledger.
+    let link = gateway.path("link.db");
+    std::os::unix::fs::symlink(&ledger, &link).unwrap();
+    let (code, stderr) = serve_over(&link).await;
+    assert_names_ledger(code, &stderr, &link);
+
+    assert_eq!(added(&client, request("k")).await, Outcome::Duplicate);
+    assert_eq!(added(&client, request("other")).await, Outcome::Added);
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_ledger_is_named_and_left_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = directory.path().join("notes.txt");
+    let text = "Not a ledger, and dear to somebody.\n".repeat(1000);
+    fs::write(&ledger, &text).unwrap();
+    let (code, stderr) = serve_over(&ledger).await;
+    assert_names_ledger(code, &stderr, &ledger);
+    assert!(stderr.contains("is not a ledger"), "{stderr}");
+    assert_eq!(fs::read_to_string(&ledger).unwrap(), text);
+}
+
+#[tokio::test]
+async fn a_directory_that_is_missing_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = directory.path().join("missing/ledger.db");
+    let (code, stderr) = serve_over(&ledger).await;
+    assert_names_ledger(code, &stderr, &ledger);
+    let (code, stderr) = serve_over(directory.path()).await;
+    assert_names_ledger(code, &stderr, directory.path());
+}

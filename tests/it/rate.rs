@@ -1,0 +1,232 @@
+//! The account's rate: never exceeded, shared fairly, and spent on requests to SurveyLab alone.
+
+use std::time::Duration;
+
+use surveylab_gateway::{
+    proto::{AddRespondentRequest, Outcome},
+    sandbox::{Fault, Gate, Sandbox},
+};
+use tokio::{
+    task::{JoinHandle, JoinSet},
+    time::{Instant, interval},
+};
+use tonic::Code;
+
+use crate::support::{
+    Gateway, Options,
+    call::{Client, add, added, stream},
+    gateway::surveylab,
+    request,
+    watch::{add_within, soon, until_waiting},
+};
+
+/// The crks in the order of their arrival at SurveyLab.
+fn order(sandbox: &Sandbox) -> Vec<String> {
+    let requests = sandbox.requests();
+    let crks = requests.iter().map(|request| request.parameter("crk").unwrap());
+    crks.map(String::from).collect()
+}
+
+fn requests(prefix: &str, count: usize) -> Vec<AddRespondentRequest> {
+    (0..count).map(|i| request(&format!("{prefix}{i:05}"))).collect()
+}
+
+/// The greatest number by which any window of arrivals exceeds burst + rate·W.
+fn excess(arrivals: &[Duration], burst: f64, rate: f64) -> f64 {
+    let mut worst = f64::MIN;
+    for (i, from) in arrivals.iter().enumerate() {
+        for (j, to) in arrivals.iter().enumerate().skip(i) {
+            let allowed = burst + rate * (*to - *from).as_secs_f64();
+            worst = worst.max((j - i + 1) as f64 - allowed);
+        }
+    }
+    worst
+}
+
+/// Measures how late this machine lets tasks run: by so much a time of arrival may be wrong.
+struct Lateness(JoinHandle<()>, tokio::sync::watch::Receiver<Duration>);
+
+impl Lateness {
+    fn measure() -> Self {
+        let (sender, receiver) = tokio::sync::watch::channel(Duration::ZERO);
+        let task = tokio::spawn(async move {
+            let period = Duration::from_millis(1);
+            let mut ticks = interval(period);
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                let due = ticks.tick().await;
+                let late = Instant::now() - due;
+                sender.send_if_modified(|worst| {
+                    let worse = late > *worst;
+                    *worst = late.max(*worst);
+                    worse
+                });
+            }
+        });
+        Self(task, receiver)
+    }
+
+    fn worst(self) -> Duration {
+        self.0.abort();
+        *self.1.borrow()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_window_of_time_carries_more_than_burst_and_rate_allow() {
+    let sandbox = surveylab().await;
+    let gateway = Gateway::with(Options::new().flag("--rate", "100/s").flag("--burst", 5), &sandbox).await;
+    let client = gateway.client().await;
+    let lateness = Lateness::measure();
+    let begin = Instant::now();
+    let mut calls = JoinSet::new();
+    for request in requests("unary", 100) {
+        let client = client.clone();
+        calls.spawn(async move { vec![add(&client, request).await] });
+    }
+    for prefix in ["a", "b"] {
+        let (client, items) = (client.clone(), requests(prefix, 100));
+        calls.spawn(async move { stream(&client, items).await });
+    }
+    for result in soon(calls.join_all()).await.into_iter().flatten() {
+        assert_eq!(result.unwrap().outcome(), Outcome::Added);
+    }
+    let took = begin.elapsed();
+
+    let arrivals: Vec<Duration> = sandbox.requests().iter().map(|request| request.at).collect();
+    assert_eq!(arrivals.len(), 300);
+    // The sandbox notes a time when it is let run, so its clock is as good as the machine is idle: by a millisecond or
+    // two, a fifth of a request, on one that has nothing else to do. Requests themselves leave on time.
+    let late = lateness.worst();
+    let excess = excess(&arrivals, 5.0, 100.0);
+    let ideal = (300.0 - 5.0) / 100.0;
+    println!("300 requests at 100/s took {took:?}, ideal {ideal} s; excess {excess:.3} requests, {late:?} late");
+    assert!(excess <= 100.0 * late.as_secs_f64(), "{excess} too many, {late:?} late");
+    // How well the rate is used is measured on a paused clock; this is only against standing still.
+    assert!(took < Duration::from_secs(60), "{took:?}");
+}
+
+#[tokio::test]
+async fn unary_calls_overtake_ten_thousand_waiting_stream_items() {
+    let sandbox = surveylab().await;
+    let gate = Gate::new();
+    sandbox.add_fault(Fault::hold(&gate));
+    let options = Options::new()
+        .flag("--stream-window", 10_000)
+        .flag("--max-in-flight", 1);
+    let gateway = Gateway::with(options, &sandbox).await;
+    let client = gateway.client().await;
+    let items = tokio_stream::iter(requests("item", 10_000));
+    let responses = client.clone().stream_add_respondent(items).await.unwrap();
+    until_waiting(&gateway, "lane=\"stream\"", 9_999).await;
+
+    let mut calls = JoinSet::new();
+    for request in requests("unary", 5) {
+        let client = client.clone();
+        calls.spawn(async move { added(&client, request).await });
+    }
+    until_waiting(&gateway, "lane=\"unary\"", 5).await;
+    gate.release();
+    assert_eq!(soon(calls.join_all()).await, [Outcome::Added; 5]);
+    let order = order(&sandbox);
+    assert!(order[1..6].iter().all(|crk| crk.starts_with("unary")), "{:?}", &order[..8]);
+    drop(responses);
+}
+
+#[tokio::test]
+async fn a_stream_is_not_starved_by_unary_calls() {
+    let sandbox = surveylab().await;
+    let gate = Gate::new();
+    sandbox.add_fault(Fault::hold(&gate));
+    let gateway = Gateway::with(Options::new().flag("--max-in-flight", 1), &sandbox).await;
+    let client = gateway.client().await;
+    let list = tokio::spawn({
+        let client = client.clone();
+        async move { stream(&client, requests("item", 5)).await }
+    });
+    until_waiting(&gateway, "lane=\"stream\"", 4).await;
+    let mut calls = JoinSet::new();
+    for request in requests("unary", 36) {
+        let client = client.clone();
+        calls.spawn(async move { added(&client, request).await });
+    }
+    until_waiting(&gateway, "lane=\"unary\"", 36).await;
+    gate.release();
+    soon(calls.join_all()).await;
+    soon(list).await.unwrap();
+    let order = order(&sandbox);
+    let items: Vec<usize> = (0..order.len()).filter(|at| order[*at].starts_with("item")).collect();
+    assert_eq!(items, [0, 10, 20, 30, 40], "every tenth permit is the stream's");
+}
+
+#[tokio::test]
+async fn two_streams_take_turns() {
+    let sandbox = surveylab().await;
+    let gate = Gate::new();
+    sandbox.add_fault(Fault::hold(&gate));
+    let gateway = Gateway::with(Options::new().flag("--max-in-flight", 1), &sandbox).await;
+    let client = gateway.client().await;
+    let mut lists = JoinSet::new();
+    for (prefix, waiting) in [("a", 99), ("b", 199)] {
+        let (client, items) = (client.clone(), requests(prefix, 100));
+        lists.spawn(async move { stream(&client, items).await });
+        until_waiting(&gateway, "lane=\"stream\"", waiting).await;
+    }
+    gate.release();
+    soon(lists.join_all()).await;
+    // The first item of `a` was on the wire before `b` came; from then on they alternate, each in its own order.
+    let order = order(&sandbox);
+    let of = |prefix: &str| -> Vec<&String> { order.iter().filter(|crk| crk.starts_with(prefix)).collect() };
+    assert!(of("a").is_sorted() && of("b").is_sorted());
+    for pair in order[1..199].chunks(2) {
+        assert_ne!(pair[0].as_bytes()[0], pair[1].as_bytes()[0], "{pair:?}");
+    }
+}
+
+#[tokio::test]
+async fn duplicates_and_bad_input_spend_no_token() {
+    let sandbox = surveylab().await;
+    let options = Options::new().flag("--rate", "1/h").flag("--burst", 1);
+    let gateway = Gateway::with(options, &sandbox).await;
+    let client = gateway.client().await;
+    assert_eq!(added(&client, request("first")).await, Outcome::Added);
+    let gateway = gateway.restart().await;
+    let client = gateway.client().await;
+
+    // One token, and an hour until the next.
+    async fn spend_nothing(client: &Client) {
+        let bad = AddRespondentRequest {
+            email: "nobody".into(),
+            ..request("bad")
+        };
+        let other = AddRespondentRequest {
+            phone: "1".into(),
+            ..request("first")
+        };
+        let check = AddRespondentRequest {
+            validate_only: true,
+            ..request("check")
+        };
+        for _ in 0..20 {
+            assert_eq!(added(client, request("first")).await, Outcome::Duplicate);
+            assert_eq!(add(client, bad.clone()).await.unwrap_err().reason, "INVALID_REQUEST");
+            assert_eq!(add(client, other.clone()).await.unwrap_err().reason, "CRK_REUSED");
+            assert_eq!(added(client, check.clone()).await, Outcome::WouldAdd);
+        }
+        let items = vec![request("first"), bad, other, check];
+        let results = stream(client, items).await;
+        assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 2);
+    }
+    spend_nothing(&client).await;
+    assert_eq!(added(&client, request("second")).await, Outcome::Added);
+    // Without a token just as well.
+    spend_nothing(&client).await;
+    let error = add_within(&client, request("third"), Duration::from_secs(600)).await.unwrap_err();
+    assert_eq!(
+        (error.code, error.reason.as_str(), error.sent()),
+        (Code::ResourceExhausted, "WAIT_TOO_LONG", "no")
+    );
+    let retry = error.retry.unwrap();
+    assert!(retry > Duration::from_secs(600) && retry <= Duration::from_secs(3600), "{retry:?}");
+    assert_eq!(sandbox.report().requests, 2);
+}

@@ -1,0 +1,77 @@
+//! Any command of the binary, running for as long as a test needs it.
+
+use std::{
+    io::{BufRead as _, BufReader, Read},
+    path::Path,
+    process::{Child, Command, Stdio},
+    thread,
+};
+
+use tokio::sync::mpsc;
+
+use super::{gateway::BINARY, watch::soon};
+
+/// A process and what it prints, on whichever of stdout and stderr. Killed when dropped.
+pub struct Process {
+    child: Child,
+    lines: mpsc::UnboundedReceiver<String>,
+}
+
+impl Process {
+    /// Runs the binary in a directory, with these arguments and nothing else in the environment.
+    pub fn spawn(arguments: &[&str], env: &[(&str, &str)], directory: &Path) -> Self {
+        let mut child = Command::new(BINARY)
+            .args(arguments)
+            .env_clear()
+            .envs(env.iter().copied())
+            .current_dir(directory)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (sender, lines) = mpsc::unbounded_channel();
+        forward(child.stdout.take().unwrap(), sender.clone());
+        forward(child.stderr.take().unwrap(), sender);
+        Self { child, lines }
+    }
+
+    /// The next line that contains `text`. Panics if the process ends without one.
+    pub async fn line_with(&mut self, text: &str) -> String {
+        loop {
+            let line = soon(self.lines.recv()).await;
+            let line = line.unwrap_or_else(|| panic!("it ended without a line with {text:?}"));
+            if line.contains(text) {
+                return line;
+            }
+        }
+    }
+
+    /// SIGTERM; then the exit code, and what was printed since the last look.
+    pub async fn terminate(mut self) -> (Option<i32>, Vec<String>) {
+        let killed = Command::new("kill").arg(self.child.id().to_string()).status();
+        assert!(killed.unwrap().success());
+        let mut rest = Vec::new();
+        while let Some(line) = soon(self.lines.recv()).await {
+            rest.push(line);
+        }
+        (self.child.wait().unwrap().code(), rest)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn forward(pipe: impl Read + Send + 'static, lines: mpsc::UnboundedSender<String>) {
+    thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            if lines.send(line).is_err() {
+                return;
+            }
+        }
+    });
+}
