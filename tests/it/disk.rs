@@ -16,7 +16,7 @@ use tonic::Code;
 use crate::support::{
     Error, Gateway, Options,
     call::{Client, add, added, state},
-    gateway::{BINARY, TOKEN, run, surveylab},
+    gateway::{BINARY, TOKEN, run, surveylab, touch},
     request,
     watch::{soon, until},
 };
@@ -223,7 +223,10 @@ async fn serve_without_privileges(ledger: &Path) -> Option<(Option<i32>, String)
     let mut command = Command::new(if is_root() { "setpriv" } else { BINARY });
     if is_root() {
         let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
-        let tried = Command::new("setpriv").args(nobody).args([BINARY, "--version"]).output();
+        let tried = Command::new("setpriv")
+            .args(nobody)
+            .args([BINARY, "--version"])
+            .output();
         if !tried.as_ref().is_ok_and(|output| output.status.success()) {
             println!("skipped: nobody can't run the binary: {tried:?}");
             return None;
@@ -231,7 +234,12 @@ async fn serve_without_privileges(ledger: &Path) -> Option<(Option<i32>, String)
         command.args(nobody).arg(BINARY);
     }
     command
-        .args(["serve", "--sandbox", "--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"])
+        .args([
+            "serve",
+            "--sandbox",
+            "--listen=127.0.0.1:0",
+            "--admin-listen=127.0.0.1:0",
+        ])
         .arg(format!("--ledger=sqlite:{}", ledger.display()))
         .env_clear()
         .env("RUST_LOG", "off")
@@ -265,7 +273,7 @@ async fn a_file_that_is_read_only_is_named_at_the_start() {
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let ledger = directory.path().join("ledger.db");
-    fs::write(&ledger, "").unwrap();
+    touch(&ledger);
     fs::set_permissions(&ledger, fs::Permissions::from_mode(0o444)).unwrap();
     if let Some((code, stderr)) = serve_without_privileges(&ledger).await {
         assert_names_ledger(code, &stderr, &ledger);
@@ -289,7 +297,10 @@ async fn a_ledger_that_another_process_owns_is_left_to_it() {
     let ledger = gateway.path("surveylab-gateway.db");
     let (code, stderr) = serve_over(&ledger).await;
     assert_names_ledger(code, &stderr, &ledger);
-    assert!(stderr.contains(&format!("in use by process {}", gateway.pid())), "{stderr}");
+    assert!(
+        stderr.contains(&format!("in use by process {}", gateway.pid())),
+        "{stderr}"
+    );
     // Another name of the same file is the same ledger.
     let link = gateway.path("link.db");
     std::os::unix::fs::symlink(&ledger, &link).unwrap();

@@ -14,7 +14,7 @@ use crate::support::{
     call::{add, added, item, stream},
     gateway::surveylab,
     request,
-    watch::{add_within, metric, soon, until_waiting},
+    watch::{add_within, metric, soon, until, until_waiting},
 };
 
 const fn s(seconds: u64) -> Duration {
@@ -130,8 +130,7 @@ async fn everyone_waits_for_the_end_of_the_pause_and_then_goes_on_at_70_percent_
         let client = client.clone();
         async move { added(&client, request("first")).await }
     });
-    let until_paused = "the pause begins";
-    crate::support::watch::until(until_paused, async || {
+    until("the rate is cut", async || {
         metric(&gateway, "rate_per_second", "learned").await < 1000.0
     })
     .await;
@@ -157,5 +156,8 @@ async fn everyone_waits_for_the_end_of_the_pause_and_then_goes_on_at_70_percent_
     assert_eq!(metric(&gateway, "rate_per_second", "configured").await, 1000.0);
     let learned = metric(&gateway, "rate_per_second", "learned").await;
     // On a machine that took ten seconds for this, it has begun to rise again.
-    assert!((learned - 700.0).abs() < 0.1 || arrivals.last().unwrap().as_secs() > 8, "{learned}");
+    assert!(
+        (learned - 700.0).abs() < 0.1 || arrivals.last().unwrap().as_secs() > 8,
+        "{learned}"
+    );
 }

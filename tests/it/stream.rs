@@ -25,7 +25,8 @@ fn requests(count: usize) -> Vec<AddRespondentRequest> {
 }
 
 async fn open(client: &Client, items: Vec<AddRespondentRequest>) -> Streaming<StreamAddRespondentResponse> {
-    let opened = client.clone().stream_add_respondent(tokio_stream::iter(items));
+    let mut client = client.clone();
+    let opened = client.stream_add_respondent(tokio_stream::iter(items));
     soon(opened).await.unwrap().into_inner()
 }
 
@@ -44,7 +45,7 @@ async fn memory_does_not_grow_with_the_list_and_each_item_is_answered_once() {
     let sandbox = surveylab_with(|config| config.log_requests = 0).await;
     let options = Options::new().flag("--max-in-flight", 256);
     let gateway = Gateway::with(options, &sandbox).await;
-    let client = narrow_client(&gateway).await;
+    let mut client = narrow_client(&gateway).await;
     assert_eq!(added(&client, request("warm")).await, Outcome::Added);
     let idle = resident_memory(&gateway);
 
@@ -56,7 +57,7 @@ async fn memory_does_not_grow_with_the_list_and_each_item_is_answered_once() {
         }
         request
     });
-    let opened = client.clone().stream_add_respondent(tokio_stream::iter(items));
+    let opened = client.stream_add_respondent(tokio_stream::iter(items));
     let mut responses = soon(opened).await.unwrap().into_inner();
     let mut is_answered = vec![false; COUNT];
     let mut peak = idle;
@@ -74,7 +75,10 @@ async fn memory_does_not_grow_with_the_list_and_each_item_is_answered_once() {
         let (sequence, result) = item(response);
         let sequence = usize::try_from(sequence).unwrap();
         assert_eq!(crk, format!("k{sequence:05}"));
-        assert!(!std::mem::replace(&mut is_answered[sequence], true), "{crk} was answered twice");
+        assert!(
+            !std::mem::replace(&mut is_answered[sequence], true),
+            "{crk} was answered twice"
+        );
         match result {
             Ok(response) => assert_eq!((response.outcome(), is_bad(sequence)), (Outcome::Added, false)),
             Err(error) => assert_eq!((error.reason.as_str(), is_bad(sequence)), ("INVALID_REQUEST", true)),
@@ -90,7 +94,10 @@ async fn memory_does_not_grow_with_the_list_and_each_item_is_answered_once() {
     );
     assert!(grown < 64 * MIB, "{grown} bytes");
     let report = sandbox.report();
-    assert_eq!((report.requests, report.duplicates.len()), ((COUNT - COUNT / 1000 + 1) as u64, 0));
+    assert_eq!(
+        (report.requests, report.duplicates.len()),
+        ((COUNT - COUNT / 1000 + 1) as u64, 0)
+    );
 }
 
 #[tokio::test]
@@ -110,13 +117,19 @@ async fn bad_items_get_errors_of_their_own_and_end_nothing() {
     }
     let violations = |index: usize| {
         let error = results[index].as_ref().unwrap_err();
-        assert_eq!((error.code, error.reason.as_str()), (Code::InvalidArgument, "INVALID_REQUEST"));
+        assert_eq!(
+            (error.code, error.reason.as_str()),
+            (Code::InvalidArgument, "INVALID_REQUEST")
+        );
         error.violations.clone()
     };
     assert_eq!(violations(1), ["crk"]);
     assert_eq!(violations(3), ["collector_id", "email"]);
     let refused = results[4].as_ref().unwrap_err();
-    assert_eq!((refused.code, refused.reason.as_str()), (Code::NotFound, "SURVEYLAB_NOT_FOUND"));
+    assert_eq!(
+        (refused.code, refused.reason.as_str()),
+        (Code::NotFound, "SURVEYLAB_NOT_FOUND")
+    );
 }
 
 #[tokio::test]
@@ -130,9 +143,9 @@ async fn an_empty_stream_ends_well() {
 async fn response_headers_and_results_do_not_wait_for_the_end_of_the_list() {
     let sandbox = surveylab().await;
     let gateway = Gateway::start(&sandbox).await;
-    let client = gateway.client().await;
+    let mut client = gateway.client().await;
     let (items, list) = mpsc::channel(1);
-    let opened = client.clone().stream_add_respondent(ReceiverStream::new(list));
+    let opened = client.stream_add_respondent(ReceiverStream::new(list));
     let mut responses = soon(opened).await.unwrap().into_inner();
     for (sequence, request) in requests(3).into_iter().enumerate() {
         items.send(request).await.unwrap();
@@ -161,7 +174,11 @@ async fn an_abandoned_stream_sends_nothing_more_and_its_list_can_be_sent_again()
 
     let results = soon(stream(&client, requests(100))).await;
     let outcomes: Vec<Outcome> = results.into_iter().map(|result| result.unwrap().outcome()).collect();
-    assert_eq!(outcomes[..3], [Outcome::Duplicate; 3], "what was on the wire was finished and recorded");
+    assert_eq!(
+        outcomes[..3],
+        [Outcome::Duplicate; 3],
+        "what was on the wire was finished and recorded"
+    );
     assert_eq!(outcomes[3..], [Outcome::Added; 97]);
     let report = sandbox.report();
     assert_eq!((report.requests, report.effects), (100, 100));

@@ -11,6 +11,9 @@ use std::{
     thread,
 };
 
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty};
+use hyper_util::{client::legacy::Client as Http, rt::TokioExecutor};
 use surveylab_gateway::{
     proto::invitation_service_client::InvitationServiceClient,
     sandbox::{Config, Sandbox},
@@ -205,14 +208,12 @@ impl Gateway {
 
     /// The answer of the admin port: status and body.
     pub async fn admin(&self, path: &str) -> (u16, String) {
-        let url = format!("http://{}{path}", self.admin);
-        let client = reqwest::Client::builder()
-            .tls_certs_only([])
-            .no_proxy()
-            .build()
-            .unwrap();
-        let response = client.get(url).send().await.unwrap();
-        (response.status().as_u16(), response.text().await.unwrap())
+        let http = Http::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
+        let url = format!("http://{}{path}", self.admin).parse().unwrap();
+        let response = http.get(url).await.unwrap();
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(body.into()).unwrap())
     }
 }
 
