@@ -110,20 +110,16 @@ async fn no_window_of_time_carries_more_than_burst_and_rate_allow() {
             before + 1
         );
     }
-    // In every window of time: here one request that this machine holds up counts as too early a next one, so it holds
-    // to a machine that lets tasks run when they are due.
+    // In every window of time. One request that this machine holds up counts here as a too early next one, so it holds to
+    // twice the time by which tasks run late meanwhile: a fifth of a request on a machine that has nothing else to do.
     let late = lateness.worst();
     let excess = excess(&arrivals, BURST, RATE);
     let ideal = (300.0 - BURST) / RATE;
     println!("300 requests at 100/s took {took:?}, ideal {ideal} s; excess {excess:.3} requests, {late:?} late");
-    if late < Duration::from_millis(10) {
-        assert!(
-            excess <= 2.0 * RATE * late.as_secs_f64(),
-            "{excess} too many, {late:?} late"
-        );
-    } else {
-        println!("skipped: not every window is looked at, the machine is too busy");
-    }
+    assert!(
+        excess <= 2.0 * RATE * late.as_secs_f64(),
+        "{excess} too many, {late:?} late"
+    );
     // How well the rate is used is measured on a paused clock; this is only against standing still.
     assert!(took < Duration::from_secs(60), "{took:?}");
 }
