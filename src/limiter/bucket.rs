@@ -12,9 +12,11 @@ use governor::{
 
 use crate::clock::Instant;
 
-/// governor's cells in one token, so that the bucket's capacity can be a fraction of a token.
-const CELLS: u32 = 100;
-const TOKEN: NonZeroU32 = NonZeroU32::new(CELLS).unwrap();
+/// governor's cells in one token, so that the bucket's capacity can be a fraction of a token: at least so many.
+const CELLS_MIN: NonZeroU32 = NonZeroU32::new(100).unwrap();
+/// A cell is not longer than this where the numbers allow it: what a slow rate keeps back is to be a moment, not the
+/// hundredth part of an hour.
+const CELL_MAX: Duration = Duration::from_millis(1);
 
 /// How far apart the delays of two requests on their way to SurveyLab are assumed to be at most.
 ///
@@ -44,6 +46,8 @@ pub struct Bucket {
     governor: Governor,
     clock: TokioClock,
     burst: u32,
+    /// Cells in one token.
+    token: NonZeroU32,
     /// Time in which one cell is added.
     cell: Duration,
     /// Capacity in cells.
@@ -56,12 +60,14 @@ impl Bucket {
     /// A full bucket that holds up to `burst` tokens and gains one each `period`.
     pub fn new(period: Duration, burst: u32) -> Self {
         let clock = TokioClock { origin: Instant::now() };
-        let cell = cell(period);
-        let capacity = capacity(period, burst);
+        let token = token(period, burst);
+        let cell = cell(period, token);
+        let capacity = capacity(period, burst, token);
         Self {
-            governor: governor(cell, capacity, clock),
+            governor: governor(cell, capacity, token, clock),
             clock,
             burst,
+            token,
             cell,
             capacity,
             known: (clock.origin, capacity),
@@ -70,7 +76,7 @@ impl Bucket {
 
     /// Takes one token, or says when one will be there.
     pub fn take(&mut self) -> Result<(), Instant> {
-        match self.governor.check_n(TOKEN) {
+        match self.governor.check_n(self.token) {
             Ok(Ok(snapshot)) => {
                 self.known = (Instant::now(), snapshot.remaining_burst_capacity());
                 Ok(())
@@ -80,7 +86,7 @@ impl Bucket {
                 Err(self.clock.origin + at)
             }
             // The capacity is never below one token.
-            Err(_) => Err(Instant::now() + self.cell * CELLS),
+            Err(_) => Err(Instant::now() + self.cell * self.token.get()),
         }
     }
 
@@ -89,7 +95,7 @@ impl Bucket {
         let (at, cells) = self.known;
         let gained = from.saturating_duration_since(at).as_nanos() / self.cell.as_nanos();
         let have = (u128::from(cells) + gained).min(u128::from(self.capacity));
-        let missing = (n as u128 * u128::from(CELLS)).saturating_sub(have);
+        let missing = (n as u128 * u128::from(self.token.get())).saturating_sub(have);
         let wait = missing.saturating_mul(self.cell.as_nanos());
         // A year stands for all longer waits.
         from + u64::try_from(wait).map_or(YEAR, Duration::from_nanos).min(YEAR)
@@ -97,9 +103,9 @@ impl Bucket {
 
     /// Goes on at another rate, with an empty bucket: what was saved up at the old rate must not come on top.
     pub fn set_period(&mut self, period: Duration) {
-        self.cell = cell(period);
-        self.capacity = capacity(period, self.burst);
-        self.governor = governor(self.cell, self.capacity, self.clock);
+        self.cell = cell(period, self.token);
+        self.capacity = capacity(period, self.burst, self.token);
+        self.governor = governor(self.cell, self.capacity, self.token, self.clock);
         if let Some(all) = NonZeroU32::new(self.capacity) {
             let _emptied = self.governor.check_n(all);
         }
@@ -109,22 +115,31 @@ impl Bucket {
 
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
+/// So many cells in a token that the whole capacity can be counted in them.
+fn token(period: Duration, burst: u32) -> NonZeroU32 {
+    let wanted = period.as_nanos().div_ceil(CELL_MAX.as_nanos());
+    let most = u32::MAX / burst.max(1);
+    let cells = u32::try_from(wanted).unwrap_or(u32::MAX).min(most);
+    NonZeroU32::new(cells).map_or(CELLS_MIN, |cells| cells.max(CELLS_MIN))
+}
+
 /// Rounded up, so that rounding never raises the rate.
-fn cell(period: Duration) -> Duration {
-    let nanos = period.as_nanos().div_ceil(u128::from(CELLS)).max(1);
+fn cell(period: Duration, token: NonZeroU32) -> Duration {
+    let nanos = period.as_nanos().div_ceil(u128::from(token.get())).max(1);
     u64::try_from(nanos).map_or(YEAR, Duration::from_nanos)
 }
 
-fn capacity(period: Duration, burst: u32) -> u32 {
-    let whole = burst.max(1).saturating_mul(CELLS);
-    let spare = (JITTER.as_nanos() * u128::from(CELLS)).div_ceil(period.as_nanos().max(1));
-    let spare = u32::try_from(spare).unwrap_or(CELLS).min(CELLS);
-    whole.saturating_sub(spare).max(CELLS)
+fn capacity(period: Duration, burst: u32, token: NonZeroU32) -> u32 {
+    let token = token.get();
+    let whole = burst.max(1).saturating_mul(token);
+    let spare = (JITTER.as_nanos() * u128::from(token)).div_ceil(period.as_nanos().max(1));
+    let spare = u32::try_from(spare).unwrap_or(token).min(token);
+    whole.saturating_sub(spare).max(token)
 }
 
-fn governor(cell: Duration, capacity: u32, clock: TokioClock) -> Governor {
+fn governor(cell: Duration, capacity: u32, token: NonZeroU32, clock: TokioClock) -> Governor {
     let quota = Quota::with_period(cell)
-        .unwrap_or_else(|| Quota::per_second(TOKEN))
-        .allow_burst(NonZeroU32::new(capacity).unwrap_or(TOKEN));
+        .unwrap_or_else(|| Quota::per_second(token))
+        .allow_burst(NonZeroU32::new(capacity).unwrap_or(token));
     RateLimiter::direct_with_clock(quota, clock).with_middleware()
 }

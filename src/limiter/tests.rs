@@ -74,6 +74,7 @@ async fn the_rate_is_exact_and_never_exceeded() {
         ("2/s", 5, 40),
         ("120/m", 1, 20),
         ("1000/h", 3, 12),
+        ("1/h", 3, 6),
         ("50/s", 10, 500),
     ] {
         let limiter = start(settings(rate, burst));
@@ -87,6 +88,19 @@ async fn the_rate_is_exact_and_never_exceeded() {
         let late = took.saturating_sub(ideal);
         let allowed = ms(21).min(period + ms(1)) + ideal.mul_f64(0.005);
         assert!(late <= allowed, "{rate}: {took:?} instead of {ideal:?}");
+        limiter.close();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_rate_gives_its_whole_burst_at_once() {
+    for (rate, burst) in [("1/h", 3), ("1/h", 1_000), ("1/m", 2), ("1000/h", 3)] {
+        let limiter = start(settings(rate, burst));
+        let begin = Instant::now();
+        let times = permits(&limiter, burst as usize).await;
+        let took = *times.last().unwrap() - begin;
+        // What is kept back for jitter.
+        assert!(took <= ms(25), "{rate}, burst {burst}: {took:?}");
         limiter.close();
     }
 }
