@@ -135,7 +135,11 @@ impl Trip {
                 let answer = known(Some(&record), invitation.fingerprint, doubt);
                 return Attempt::Answered(answer.unwrap_or_else(|| Err(reused())));
             }
-            Err(error) => return Attempt::Answered(Err(ledger_unavailable(&error, attempts.sent))),
+            Err(error) => {
+                let failure = ledger_unavailable(&error, Sent::No);
+                // After an attempt, its failure says more, and that its outcome is recorded.
+                return Attempt::Answered(Err(attempts.last.take().unwrap_or(failure)));
+            }
         };
         if permit.is_paused() {
             drop(permit);
