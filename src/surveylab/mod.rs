@@ -1,5 +1,10 @@
 //! SurveyLab: one request, one classified answer.
 
+mod answer;
+pub mod http;
+mod redact;
+mod request;
+
 use std::{fmt, time::Duration};
 
 use futures_util::future::BoxFuture;
@@ -27,11 +32,12 @@ pub enum Answer {
     InternalError,
     /// 503.
     Unavailable { retry_after: Option<Duration> },
-    /// 1xx, 3xx, and every 4xx without a row of its own.
+    /// 3xx, and every 4xx without a row of its own.
     UnexpectedStatus { http_status: u16 },
     /// Not one byte of the request can have reached SurveyLab.
     Unreachable { cause: String },
-    /// Bytes may have gone out, and no answer says what became of them. `http_status` is set when one came but says nothing.
+    /// Bytes may have gone out, and no answer says what became of them. `http_status` is set when one came but says
+    /// nothing.
     InDoubt { http_status: Option<u16>, cause: String },
 }
 

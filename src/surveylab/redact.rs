@@ -1,0 +1,182 @@
+//! SurveyLab's words and errors' texts, made fit for callers, ledgers and logs.
+
+use crate::invitation::Respondent;
+
+use super::request::percent_encoded;
+
+const REDACTED: &str = "[redacted]";
+/// Shorter values are no secret by themselves, and would blot out every other word.
+const MIN_SECRET_CHARS: usize = 3;
+/// Only so much is looked at: enough for any sentence, and it bounds the work on a hostile text.
+const MAX_READ_CHARS: usize = 4_096;
+
+/// What must not be repeated: the API token and the respondent's personal data, as they are and percent-encoded.
+pub(super) struct Secrets {
+    /// Lowercase, without control characters.
+    values: Vec<Vec<char>>,
+}
+
+impl Secrets {
+    pub fn of(token: &str, respondent: &Respondent) -> Self {
+        let personal = respondent
+            .fields()
+            .into_iter()
+            .filter(|(field, _)| *field != "language");
+        let mut values: Vec<Vec<char>> = personal
+            .map(|(_, value)| value)
+            .chain([token])
+            .flat_map(|value| {
+                let encoded: String = percent_encoded(value).collect();
+                let form = encoded.replace("%20", "+");
+                [value.to_owned(), encoded, form]
+            })
+            .map(|value| value.chars().filter(|c| !c.is_control()).flat_map(folded).collect())
+            .filter(|value: &Vec<char>| value.len() >= MIN_SECRET_CHARS)
+            .collect();
+        values.sort_unstable();
+        values.dedup();
+        Self { values }
+    }
+
+    /// The text without control characters and secrets, of at most `max_chars` characters. Letter case makes no
+    /// difference: an address is the same in capitals, and so are the digits of a percent-encoding.
+    pub fn clean(&self, text: &str, max_chars: usize) -> String {
+        let mut chars = text.chars().filter(|c| !c.is_control());
+        let text: Vec<char> = chars.by_ref().take(MAX_READ_CHARS).collect();
+        let cut = chars.next().is_some();
+        // One character folds to up to three; `owner` leads back to the one it came from.
+        let (folded, owner): (Vec<char>, Vec<usize>) = text
+            .iter()
+            .enumerate()
+            .flat_map(|(at, c)| folded(*c).map(move |folded| (folded, at)))
+            .unzip();
+
+        let mut secret = vec![false; text.len()];
+        let mut covered = 0;
+        for begin in 0..folded.len() {
+            let rest = &folded[begin..];
+            let end = self.values.iter().filter_map(|value| matches(value, rest, cut)).max();
+            covered = covered.max(end.map_or(0, |length| begin + length));
+            // Overlapping values hide every character that belongs to any of them.
+            if begin < covered {
+                secret[owner[begin]] = true;
+            }
+        }
+
+        let mut clean = String::new();
+        let mut length = 0;
+        let mut utf8 = [0; 4];
+        for (at, c) in text.iter().enumerate() {
+            let piece = match (secret[at], at > 0 && secret[at - 1]) {
+                (true, true) => continue,
+                (true, false) => REDACTED,
+                (false, _) => c.encode_utf8(&mut utf8),
+            };
+            length += piece.chars().count();
+            if length > max_chars {
+                break;
+            }
+            clean.push_str(piece);
+        }
+        clean
+    }
+}
+
+/// How much of `rest` belongs to the value at its beginning. Where the text was cut, so may be the value.
+fn matches(value: &[char], rest: &[char], cut: bool) -> Option<usize> {
+    let length = value.len().min(rest.len());
+    let whole = length == value.len() || (cut && length >= MIN_SECRET_CHARS);
+    (whole && value[..length] == rest[..length]).then_some(length)
+}
+
+fn folded(c: char) -> impl Iterator<Item = char> {
+    c.to_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn respondent() -> Respondent {
+        Respondent {
+            email: "Jan.Kowalski@example.com".into(),
+            phone: "+48 600".into(),
+            first_name: "Jo".into(),
+            last_name: "Żółć".into(),
+            referrer: "line one\nline two".into(),
+            language: "polish".into(),
+            custom: std::array::from_fn(|i| if i == 0 { "ann".into() } else { String::new() }),
+        }
+    }
+
+    fn clean(text: &str) -> String {
+        Secrets::of("s3cret/token", &respondent()).clean(text, 500)
+    }
+
+    #[test]
+    fn every_form_of_a_secret_is_redacted() {
+        for (text, wanted) in [
+            ("Action processed correctly", "Action processed correctly"),
+            ("for JAN.kowalski@EXAMPLE.com!", "for [redacted]!"),
+            ("jan.kowalski%40example.com", "[redacted]"),
+            ("call +48 600", "call [redacted]"),
+            ("%2b48%20600 %2B48+600", "[redacted] [redacted]"),
+            ("ŻÓŁĆ, %C5%BB%C3%B3%C5%82%C4%87", "[redacted], [redacted]"),
+            ("apiToken=s3cret/token&x", "apiToken=[redacted]&x"),
+            ("apiToken=s3cret%2ftoken", "apiToken=[redacted]"),
+            ("line one\r\nline two", "[redacted]"),
+            ("Jo speaks polish", "Jo speaks polish"),
+            ("a\u{0}b\tc\u{85}d", "abcd"),
+            ("s3cret\u{0}/token", "[redacted]"),
+        ] {
+            assert_eq!(clean(text), wanted, "{text}");
+        }
+    }
+
+    #[test]
+    fn overlapping_secrets_leave_nothing_behind() {
+        let mut respondent = respondent();
+        respondent.custom[1] = "nnabel".into();
+        let secrets = Secrets::of("bela-token", &respondent);
+        assert_eq!(secrets.clean("<annabela-token>", 500), "<[redacted]>");
+    }
+
+    #[test]
+    fn the_length_is_limited_after_redaction_and_no_placeholder_is_halved() {
+        assert_eq!(clean(&"ł".repeat(900)).chars().count(), 500);
+        let text = format!("{}s3cret/token", "x".repeat(495));
+        assert_eq!(clean(&text), "x".repeat(495));
+    }
+
+    #[test]
+    fn a_secret_cut_where_reading_stops_is_redacted() {
+        let address = respondent().email;
+        let mut text = address.repeat(MAX_READ_CHARS / address.len() + 2);
+        text.push_str("tail");
+        assert_eq!(clean(&text), REDACTED);
+    }
+
+    proptest! {
+        #[test]
+        fn no_secret_survives(
+            before in any::<String>(),
+            after in any::<String>(),
+            secret in "[a-zA-Z0-9@.+ /łŁİß-]{3,40}",
+        ) {
+            let respondent = Respondent { email: secret.clone(), ..Respondent::default() };
+            let secrets = Secrets::of("token-of-the-account", &respondent);
+            for shown in [secret.clone(), secret.to_uppercase(), percent_encoded(&secret).collect()] {
+                // Unicode's upper case is no round trip for a few letters (ß becomes SS): not the same value any more.
+                prop_assume!(shown.to_lowercase() == secret.to_lowercase() || shown.contains('%') || shown == secret);
+                let cleaned = secrets.clean(&format!("{before}{shown}{after}"), 500);
+                for kept in cleaned.split(REDACTED) {
+                    prop_assert!(!kept.to_lowercase().contains(&shown.to_lowercase()));
+                }
+                prop_assert!(cleaned.chars().count() <= 500);
+                prop_assert!(!cleaned.chars().any(char::is_control));
+            }
+        }
+    }
+}
