@@ -36,7 +36,8 @@ pub enum Answer {
     UnexpectedStatus { http_status: u16 },
     /// Not one byte of the request can have reached SurveyLab.
     Unreachable { cause: String },
-    /// Bytes may have gone out, and no answer says what became of them. `http_status` is set when one came but says nothing.
+    /// Bytes may have gone out, and no answer says what became of them. `http_status` is set when one came but says
+    /// nothing.
     InDoubt { http_status: Option<u16>, cause: String },
 }
 
