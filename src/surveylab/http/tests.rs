@@ -4,8 +4,6 @@
 mod peer;
 mod tls;
 
-use std::time::Instant as StdInstant;
-
 use socket2::{Domain, Socket, Type};
 
 use self::peer::{Connection, Peer};
@@ -255,7 +253,7 @@ async fn a_connection_that_does_not_come_about_in_time() {
         })
         .collect();
     let url = format!("http://{}/api.php", address.as_socket().unwrap());
-    let begin = StdInstant::now();
+    let begin = crate::clock::Instant::now();
     // The connect timeout given is as long as the whole: half of it is used, so the two can't be confused.
     let answer = send(&surveylab(&url, SHORT)).await;
     assert_unreachable(&answer, "no connection in time");
