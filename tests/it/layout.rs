@@ -26,7 +26,7 @@ fn sources() -> Vec<Source> {
     let mut sources = Vec::new();
     for file in files {
         let path = file.strip_prefix(&root).unwrap().to_string_lossy().into_owned();
-        let is_test = path.ends_with("tests.rs") || path.contains("/tests/") || path.ends_with("conformance.rs");
+        let is_test = path.ends_with("tests.rs") || path.contains("/tests/") || path.contains("/conformance");
         if !is_test {
             let lines = code(&fs::read_to_string(&file).unwrap());
             sources.push(Source { path, lines });

@@ -111,13 +111,13 @@ async fn no_window_of_time_carries_more_than_burst_and_rate_allow() {
         );
     }
     // In every window of time. One request that this machine holds up counts here as a too early next one, so it holds to
-    // twice the time by which tasks run late meanwhile: a fifth of a request on a machine that has nothing else to do.
+    // three times the time by which tasks run late meanwhile: a third of a request on a machine with nothing else to do.
     let late = lateness.worst();
     let excess = excess(&arrivals, BURST, RATE);
     let ideal = (300.0 - BURST) / RATE;
     println!("300 requests at 100/s took {took:?}, ideal {ideal} s; excess {excess:.3} requests, {late:?} late");
     assert!(
-        excess <= 2.0 * RATE * late.as_secs_f64(),
+        excess <= 3.0 * RATE * late.as_secs_f64(),
         "{excess} too many, {late:?} late"
     );
     // How well the rate is used is measured on a paused clock; this is only against standing still.
