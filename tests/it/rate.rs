@@ -110,8 +110,8 @@ async fn no_window_of_time_carries_more_than_burst_and_rate_allow() {
             before + 1
         );
     }
-    // In every window of time. One request that this machine holds up counts here as a too early next one, so it holds to
-    // three times the time by which tasks run late meanwhile: a third of a request on a machine with nothing else to do.
+    // In every window of time. One request that this machine holds up counts here as a too early next one, so it
+    // holds to three times the time by which tasks run late meanwhile: a third of a request on an idle machine.
     let late = lateness.worst();
     let excess = excess(&arrivals, BURST, RATE);
     let ideal = (300.0 - BURST) / RATE;
