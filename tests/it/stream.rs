@@ -235,7 +235,7 @@ async fn a_reader_that_never_reads_holds_a_window_at_most_and_blocks_nobody() {
     for crk in streamed.iter().rev().take(64).chain(streamed.first()) {
         assert_eq!(soon(added(&client, request(crk))).await, Outcome::Duplicate);
     }
-    // The window, and what fits into the transport's buffers: 4 KiB at the client, and a piece of 32 KiB at the gateway.
+    // The window, and what fits into the transport's buffers: 4 KiB at the client, a piece of 32 KiB at the gateway.
     until_quiet(&gateway).await;
     let streamed = sandbox.report().requests - 50;
     println!("{streamed} of {COUNT} items were sent for a reader that never reads");
