@@ -3,5 +3,6 @@
 
 mod support;
 
+mod errors;
 mod idempotency;
 mod parameters;
