@@ -3,6 +3,7 @@
 
 mod support;
 
+mod doubt;
 mod errors;
 mod idempotency;
 mod parameters;
