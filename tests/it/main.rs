@@ -3,6 +3,7 @@
 
 mod support;
 
+mod cancel;
 mod doubt;
 mod errors;
 mod idempotency;
