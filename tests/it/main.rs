@@ -8,3 +8,4 @@ mod doubt;
 mod errors;
 mod idempotency;
 mod parameters;
+mod shutdown;
