@@ -15,6 +15,7 @@ use crate::{
     invitation::{Failure, Reason, Sent},
     ledger::{self, Claim, Claimed, Doubt, Settlement},
     limiter::{Permit, Refused},
+    metrics,
     surveylab::{self, Request},
 };
 
@@ -146,7 +147,9 @@ impl Trip {
         }
 
         attempts.made += 1;
+        let begin = self.core.clock.now();
         let answer = self.core.surveylab.send(&self.request).await;
+        metrics::request(answer.name(), begin.elapsed());
         if let surveylab::Answer::RateLimited { retry_after } = answer {
             permit.rate_limited(retry_after);
         } else {

@@ -40,6 +40,26 @@ pub enum Answer {
     InDoubt { http_status: Option<u16>, cause: String },
 }
 
+impl Answer {
+    /// What it came to, as metrics name it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Added { .. } => "added",
+            Self::ActionFailed { .. } => "action_failed",
+            Self::BadRequest => "bad_request",
+            Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
+            Self::NotFound => "not_found",
+            Self::RateLimited { .. } => "rate_limited",
+            Self::InternalError => "internal_error",
+            Self::Unavailable { .. } => "unavailable",
+            Self::UnexpectedStatus { .. } => "unexpected_status",
+            Self::Unreachable { .. } => "unreachable",
+            Self::InDoubt { .. } => "in_doubt",
+        }
+    }
+}
+
 /// An invitation, encoded once for all attempts.
 pub struct Request {
     pub invitation: Invitation,

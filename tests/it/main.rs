@@ -6,6 +6,7 @@ mod support;
 mod cancel;
 mod doubt;
 mod errors;
+mod health;
 mod idempotency;
 mod parameters;
 mod shutdown;
