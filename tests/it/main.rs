@@ -9,4 +9,5 @@ mod errors;
 mod health;
 mod idempotency;
 mod parameters;
+mod secrets;
 mod shutdown;
