@@ -115,10 +115,8 @@ pub async fn stream(client: &Client, requests: Vec<AddRespondentRequest>) -> Vec
         assert!(place.is_none(), "item {sequence} was answered twice");
         *place = Some(result);
     }
-    results
-        .into_iter()
-        .map(|result| result.expect("every item is answered"))
-        .collect()
+    let results: Option<Vec<_>> = results.into_iter().collect();
+    results.expect("every item is answered")
 }
 
 /// What the ledger says of a key, through the API.
