@@ -28,6 +28,8 @@ const MAX_HEADER_BYTES: u32 = 16 * 1024;
 /// Finds out peers that have gone without a word, so that their streams end.
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// HTTP/2 clients speak first, and at once. hyper would wait for the others forever, even at a shutdown.
+const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
@@ -74,6 +76,13 @@ async fn connection(
     tasks: TaskTracker,
     _open: TaskTrackerToken,
 ) {
+    let mut first_byte = [0];
+    select! {
+        // An error shows again at the first read.
+        _ = stream.peek(&mut first_byte) => {}
+        () = stop.cancelled() => return,
+        () = sleep(FIRST_BYTE_TIMEOUT) => return,
+    }
     // Answers are small, and nobody likes to wait 40 ms for one. If it fails the connection is broken anyway.
     let _broken = stream.set_nodelay(true);
     let connection = http2::Builder::new(Tracked(tasks))

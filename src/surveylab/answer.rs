@@ -73,13 +73,8 @@ pub(super) fn by_body(http_status: u16, body: Body, secrets: impl FnOnce() -> Se
     };
     let notification = match reply.notification {
         Value::Null => String::new(),
-        Value::String(text) => text,
-        other => other.to_string(),
-    };
-    let notification = if notification.is_empty() {
-        notification
-    } else {
-        secrets().clean(&notification, MAX_NOTIFICATION_CHARS)
+        Value::String(text) if text.is_empty() => text,
+        other => words(other, &secrets()),
     };
     if reply.status {
         Answer::Added { notification }
@@ -88,6 +83,29 @@ pub(super) fn by_body(http_status: u16, body: Body, secrets: impl FnOnce() -> Se
             http_status,
             notification,
         }
+    }
+}
+
+/// A notification as text, fit to be repeated. JSON in place of text is cleaned before it is written out: writing escapes
+/// what secrets are told by.
+fn words(notification: Value, secrets: &Secrets) -> String {
+    let text = match notification {
+        Value::String(text) => text,
+        structured => cleaned(structured, secrets).to_string(),
+    };
+    secrets.clean(&text, MAX_NOTIFICATION_CHARS)
+}
+
+fn cleaned(value: Value, secrets: &Secrets) -> Value {
+    let clean = |text: &str| secrets.clean(text, MAX_NOTIFICATION_CHARS);
+    match value {
+        Value::String(text) => clean(&text).into(),
+        Value::Array(items) => items.into_iter().map(|item| cleaned(item, secrets)).collect(),
+        Value::Object(fields) => fields
+            .into_iter()
+            .map(|(name, field)| (clean(&name), cleaned(field, secrets)))
+            .collect(),
+        other => other,
     }
 }
 

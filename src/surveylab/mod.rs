@@ -42,7 +42,7 @@ pub enum Answer {
 }
 
 impl Answer {
-    /// A short name, for metrics.
+    /// What it came to, as metrics name it.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Added { .. } => "added",

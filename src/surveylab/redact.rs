@@ -10,7 +10,7 @@ const MIN_SECRET_CHARS: usize = 3;
 /// Only so much is looked at: enough for any sentence, and it bounds the work on a hostile text.
 const MAX_READ_CHARS: usize = 4_096;
 
-/// What must not be repeated: the API token and the respondent's personal data, as they are and percent-encoded.
+/// What must not be repeated: the API token and the respondent's personal data, as they are, percent-encoded, and as in JSON.
 pub(super) struct Secrets {
     /// Lowercase, without control characters.
     values: Vec<Vec<char>>,
@@ -28,7 +28,9 @@ impl Secrets {
             .flat_map(|value| {
                 let encoded: String = percent_encoded(value).collect();
                 let form = encoded.replace("%20", "+");
-                [value.to_owned(), encoded, form]
+                let json = json_escaped(value);
+                let php = php_escaped(&json);
+                [value.to_owned(), encoded, form, json, php]
             })
             .map(|value| value.chars().filter(|c| !c.is_control()).flat_map(folded).collect())
             .filter(|value: &Vec<char>| value.len() >= MIN_SECRET_CHARS)
@@ -82,6 +84,26 @@ impl Secrets {
     }
 }
 
+/// As within a JSON string: an answer may repeat a request as JSON, or be JSON where text was expected.
+fn json_escaped(value: &str) -> String {
+    let quoted = serde_json::Value::from(value).to_string();
+    let inner = quoted.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    inner.unwrap_or_default().into()
+}
+
+/// As PHP's `json_encode` writes it by default: slashes escaped, and everything beyond ASCII.
+fn php_escaped(json: &str) -> String {
+    let mut escaped = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            '/' => escaped.push_str("\\/"),
+            c if c.is_ascii() => escaped.push(c),
+            c => escaped.extend(c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}"))),
+        }
+    }
+    escaped
+}
+
 /// How much of `rest` belongs to the value at its beginning. Where the text was cut, so may be the value.
 fn matches(value: &[char], rest: &[char], cut: bool) -> Option<usize> {
     let length = value.len().min(rest.len());
@@ -127,6 +149,12 @@ mod tests {
             ("apiToken=s3cret/token&x", "apiToken=[redacted]&x"),
             ("apiToken=s3cret%2ftoken", "apiToken=[redacted]"),
             ("line one\r\nline two", "[redacted]"),
+            (r"line one\nline two", "[redacted]"),
+            (
+                r"\u017b\u00f3\u0142\u0107 \u017B\u00F3\u0142\u0107",
+                "[redacted] [redacted]",
+            ),
+            (r"s3cret\/token", "[redacted]"),
             ("Jo speaks polish", "Jo speaks polish"),
             ("a\u{0}b\tc\u{85}d", "abcd"),
             ("s3cret\u{0}/token", "[redacted]"),

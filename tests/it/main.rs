@@ -3,12 +3,19 @@
 
 mod support;
 
+mod cancel;
 mod cli;
 mod crash;
 mod disk;
+mod doubt;
+mod errors;
+mod health;
 mod idempotency;
 mod layout;
+mod parameters;
 mod pause;
 mod rate;
+mod secrets;
 mod settings;
+mod shutdown;
 mod stream;

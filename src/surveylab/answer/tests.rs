@@ -88,6 +88,10 @@ fn bodies_that_say_something() {
         (r#"{"status":true}"#, added("")),
         (r#"{"status":true,"notification":null}"#, added("")),
         (r#"{"status":false,"notification":{"code":7}}"#, failed(r#"{"code":7}"#)),
+        (
+            r#"{"status":false,"notification":{"the-token":["\"jan@example.com\"",7]}}"#,
+            failed(r#"{"[redacted]":["\"[redacted]\"",7]}"#),
+        ),
         ("\u{feff} \r\n{\"status\":true}\n\n\u{a0}", added("")),
         (" \n\u{feff}{\"status\":true}", added("")),
         (

@@ -4,9 +4,9 @@ use std::{collections::HashMap, time::Duration};
 
 use prost::Message as _;
 use surveylab_gateway::proto::{
-    AddRespondentRequest, AddRespondentResponse, GetInvitationRequest, Invitation, InvitationState, Outcome,
-    StreamAddRespondentResponse, invitation_service_client::InvitationServiceClient,
-    stream_add_respondent_response::Result as ItemResult,
+    AddRespondentRequest, AddRespondentResponse, GetInvitationRequest, Invitation, InvitationState,
+    ListInvitationsRequest, Outcome, Resolution, ResolveInvitationRequest, StreamAddRespondentResponse,
+    invitation_service_client::InvitationServiceClient, stream_add_respondent_response::Result as ItemResult,
 };
 use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt as _;
@@ -67,6 +67,12 @@ pub fn status_error(status: &Status) -> Error {
     }
 }
 
+/// An error that an answer carries inside: of a stream's item, or the last error of an invitation.
+pub fn rpc_error(error: tonic_types::Status) -> Error {
+    let details = error.encode_to_vec().into();
+    status_error(&Status::with_details(error.code.into(), error.message, details))
+}
+
 /// One unary call.
 pub async fn add(client: &Client, request: AddRespondentRequest) -> Result<AddRespondentResponse, Error> {
     let answer = client.clone().add_respondent(request).await;
@@ -87,11 +93,7 @@ pub async fn added(client: &Client, request: AddRespondentRequest) -> Outcome {
 pub fn item(response: StreamAddRespondentResponse) -> (u64, Result<AddRespondentResponse, Error>) {
     let result = match response.result {
         Some(ItemResult::Added(added)) => Ok(added),
-        Some(ItemResult::Error(error)) => {
-            let details = error.encode_to_vec().into();
-            let status = Status::with_details(error.code.into(), error.message, details);
-            Err(status_error(&status))
-        }
+        Some(ItemResult::Error(error)) => Err(rpc_error(error)),
         None => panic!("an item without a result"),
     };
     (response.sequence, result)
@@ -113,8 +115,8 @@ pub async fn stream(client: &Client, requests: Vec<AddRespondentRequest>) -> Vec
         assert!(place.is_none(), "item {sequence} was answered twice");
         *place = Some(result);
     }
-    assert!(results.iter().all(Option::is_some), "every item is answered");
-    results.into_iter().flatten().collect()
+    let results: Option<Vec<_>> = results.into_iter().collect();
+    results.expect("every item is answered")
 }
 
 /// What the ledger says of a key, through the API.
@@ -128,6 +130,35 @@ pub async fn get(client: &Client, crk: &str) -> Option<Invitation> {
         Err(status) if status.code() == Code::NotFound => None,
         Err(status) => panic!("{status:?}"),
     }
+}
+
+/// What a key's last attempt failed with, according to the ledger.
+pub async fn last_error(client: &Client, crk: &str) -> Option<Error> {
+    get(client, crk).await?.last_error.map(rpc_error)
+}
+
+/// The crks of a listing, in its order.
+pub async fn list(client: &Client, state: InvitationState) -> Vec<String> {
+    let request = ListInvitationsRequest {
+        state: state.into(),
+        page_size: 1000,
+        ..ListInvitationsRequest::default()
+    };
+    let page = client.clone().list_invitations(request).await.unwrap().into_inner();
+    assert_eq!(page.next_page_token, "", "one page is enough for a test");
+    page.invitations.into_iter().map(|invitation| invitation.crk).collect()
+}
+
+pub async fn resolve(client: &Client, crk: &str, resolution: Resolution) -> Result<Invitation, Error> {
+    let request = ResolveInvitationRequest {
+        collector_id: COLLECTOR.into(),
+        crk: crk.into(),
+        resolution: resolution.into(),
+    };
+    let answer = client.clone().resolve_invitation(request).await;
+    answer
+        .map(tonic::Response::into_inner)
+        .map_err(|status| status_error(&status))
 }
 
 pub async fn state(client: &Client, crk: &str) -> Option<InvitationState> {

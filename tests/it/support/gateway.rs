@@ -182,10 +182,22 @@ impl Gateway {
     }
 
     /// Waits for the process to end by itself.
-    pub async fn ended(mut self) -> ExitStatus {
-        tokio::task::spawn_blocking(move || self.child.wait().unwrap())
-            .await
-            .unwrap()
+    pub async fn ended(self) -> ExitStatus {
+        self.once_ended().await.1
+    }
+
+    /// The same gateway again, once this one has ended by itself.
+    pub async fn restart_when_ended(self) -> Self {
+        self.once_ended().await.0.restart().await
+    }
+
+    /// What is left of the gateway when it has ended by itself: its log and its files.
+    pub async fn once_ended(mut self) -> (Self, ExitStatus) {
+        let ended = tokio::task::spawn_blocking(move || {
+            let status = self.child.wait().unwrap();
+            (self, status)
+        });
+        ended.await.unwrap()
     }
 
     pub fn pid(&self) -> u32 {
@@ -204,6 +216,21 @@ impl Gateway {
     /// Every file that the process left in its directory, with its contents.
     pub fn files(&self) -> Vec<(PathBuf, Vec<u8>)> {
         files(self.directory.path())
+    }
+
+    /// Returns once so many requests wait for the rate limit.
+    pub async fn wait_for_waiting(&self, count: usize) {
+        // Each look is a request to the gateway, so it gets its time on a machine with one core, too.
+        while self.waiting().await != count {}
+    }
+
+    async fn waiting(&self) -> usize {
+        let (_, metrics) = self.admin("/metrics").await;
+        let waiting = metrics.lines().filter_map(|line| {
+            let (name, value) = line.rsplit_once(' ')?;
+            name.starts_with("surveylab_gateway_waiting_requests{").then_some(value)
+        });
+        waiting.map(|value| value.parse::<usize>().unwrap()).sum()
     }
 
     /// The answer of the admin port: status and body.
