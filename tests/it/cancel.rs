@@ -13,10 +13,12 @@ use tonic::{Code, Streaming};
 
 use crate::support::{
     Gateway, Options, added,
-    call::{COLLECTOR, Client, item, list, state},
+    call::{COLLECTOR, Client, item, state},
     deadline::{PatientClient, with_deadline},
     gateway::surveylab,
     request,
+    watch::list,
+    watch::until_waiting,
 };
 
 /// A sandbox that holds every request until the gate opens.
@@ -192,13 +194,13 @@ async fn a_caller_that_leaves_while_it_waits_is_withdrawn() {
     let client = gateway.client().await;
     let calls = [calling(&client, "a"), calling(&client, "b")];
     let open = Open::with(&client, &["c", "d", "e"]).await;
-    gateway.wait_for_waiting(5).await;
+    until_waiting(&gateway, "", 5).await;
     for call in calls {
         leave(call).await;
     }
-    gateway.wait_for_waiting(3).await;
+    until_waiting(&gateway, "", 3).await;
     drop(open);
-    gateway.wait_for_waiting(0).await;
+    until_waiting(&gateway, "", 0).await;
     assert_eq!(list(&client, InvitationState::Unspecified).await, ["first"]);
     assert_eq!(sandbox.report().requests, 1);
 }
@@ -217,11 +219,11 @@ async fn who_left_the_queue_is_not_sent_when_its_turn_comes() {
     let (gateway, first) = one_at_a_time(&sandbox).await;
     let client = gateway.client().await;
     let left = calling(&client, "left");
-    gateway.wait_for_waiting(1).await;
+    until_waiting(&gateway, "", 1).await;
     let stays = calling(&client, "stays");
-    gateway.wait_for_waiting(2).await;
+    until_waiting(&gateway, "", 2).await;
     leave(left).await;
-    gateway.wait_for_waiting(1).await;
+    until_waiting(&gateway, "", 1).await;
     gate.release();
     assert_eq!(first.await.unwrap(), Outcome::Added);
     assert_eq!(stays.await.unwrap(), Outcome::Added);
@@ -235,10 +237,10 @@ async fn a_follower_is_served_when_its_leader_leaves_the_queue() {
     let (gateway, first) = one_at_a_time(&sandbox).await;
     let client = gateway.client().await;
     let leader = calling(&client, "k");
-    gateway.wait_for_waiting(1).await;
+    until_waiting(&gateway, "", 1).await;
     let mut follower = Open::with(&client, &["k", "marker"]).await;
     // The stream reads in order: once the marker waits, the follower has joined.
-    gateway.wait_for_waiting(2).await;
+    until_waiting(&gateway, "", 2).await;
     leave(leader).await;
     gate.release();
     assert_eq!(first.await.unwrap(), Outcome::Added);
@@ -273,12 +275,12 @@ async fn a_follower_is_served_when_a_stream_that_leads_is_dropped() {
     let (gateway, first) = one_at_a_time(&sandbox).await;
     let client = gateway.client().await;
     let leader = Open::with(&client, &["k", "other"]).await;
-    gateway.wait_for_waiting(2).await;
+    until_waiting(&gateway, "", 2).await;
     let mut follower = Open::with(&client, &["k", "marker"]).await;
-    gateway.wait_for_waiting(3).await;
+    until_waiting(&gateway, "", 3).await;
     drop(leader);
     // `other` is gone, `k` goes on.
-    gateway.wait_for_waiting(2).await;
+    until_waiting(&gateway, "", 2).await;
     gate.release();
     assert_eq!(first.await.unwrap(), Outcome::Added);
     assert_eq!(
@@ -297,9 +299,9 @@ async fn a_stream_that_is_dropped_does_not_cut_what_is_on_the_wire() {
     let client = gateway.client().await;
     let open = Open::with(&client, &["a", "b", "c", "d"]).await;
     sandbox.wait_for_requests(2).await;
-    gateway.wait_for_waiting(2).await;
+    until_waiting(&gateway, "", 2).await;
     drop(open);
-    gateway.wait_for_waiting(0).await;
+    until_waiting(&gateway, "", 0).await;
     let on_the_wire: Vec<String> = sandbox.keys().into_iter().map(|key| key.crk).collect();
     gate.release();
     for crk in &on_the_wire {

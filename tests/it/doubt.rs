@@ -10,9 +10,10 @@ use tonic::Code;
 
 use crate::support::{
     Error, Gateway, Options, added,
-    call::{COLLECTOR, Client, add, get, last_error, list, resolve, state, stream},
+    call::{COLLECTOR, Client, add, get, last_error, resolve, state, stream},
     gateway::surveylab,
     request,
+    watch::list,
 };
 
 /// Every way in which an answer can get lost, and SurveyLab's HTTP status where one was seen.

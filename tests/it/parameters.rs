@@ -16,9 +16,10 @@ use tonic::Code;
 
 use crate::support::{
     Gateway, added,
-    call::{Client, add, list, stream},
+    call::{Client, add, stream},
     gateway::{TOKEN, surveylab, surveylab_with},
     request,
+    watch::list,
 };
 
 /// All parameters that SurveyLab is to get for a request, by its own names. Empty fields are absent.

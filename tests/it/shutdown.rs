@@ -16,9 +16,11 @@ use tonic_health::{
 
 use crate::support::{
     Error, Gateway, Options, added,
-    call::{COLLECTOR, Client, add, item, list, state},
+    call::{COLLECTOR, Client, add, item, state},
     gateway::{ended_by, surveylab},
     request, status_error,
+    watch::list,
+    watch::until_waiting,
 };
 
 const SERVICE: &str = "surveylab.invitation.v1.InvitationService";
@@ -82,7 +84,7 @@ async fn what_is_sent_is_finished_and_what_waits_is_refused(signal: &str) {
         on_the_wire,
     } = Busy::start(Options::new()).await;
     let waiting = calling(&client, "waiting");
-    gateway.wait_for_waiting(1).await;
+    until_waiting(&gateway, "", 1).await;
     let (items, requests) = mpsc::channel(2);
     items.send(request("item-on-the-wire")).await.unwrap();
     items.send(request("on-the-wire")).await.unwrap();
@@ -93,7 +95,7 @@ async fn what_is_sent_is_finished_and_what_waits_is_refused(signal: &str) {
         .await
         .unwrap()
         .into_inner();
-    gateway.wait_for_waiting(2).await;
+    until_waiting(&gateway, "", 2).await;
 
     gateway.signal(signal);
     let error = waiting.await.unwrap().unwrap_err();

@@ -4,8 +4,8 @@ use std::{collections::HashMap, time::Duration};
 
 use prost::Message as _;
 use surveylab_gateway::proto::{
-    AddRespondentRequest, AddRespondentResponse, GetInvitationRequest, Invitation, InvitationState,
-    ListInvitationsRequest, Outcome, Resolution, ResolveInvitationRequest, StreamAddRespondentResponse,
+    AddRespondentRequest, AddRespondentResponse, GetInvitationRequest, Invitation, InvitationState, Outcome,
+    Resolution, ResolveInvitationRequest, StreamAddRespondentResponse,
     invitation_service_client::InvitationServiceClient, stream_add_respondent_response::Result as ItemResult,
 };
 use tonic::{Code, Status, transport::Channel};
@@ -135,18 +135,6 @@ pub async fn get(client: &Client, crk: &str) -> Option<Invitation> {
 /// What a key's last attempt failed with, according to the ledger.
 pub async fn last_error(client: &Client, crk: &str) -> Option<Error> {
     get(client, crk).await?.last_error.map(rpc_error)
-}
-
-/// The crks of a listing, in its order.
-pub async fn list(client: &Client, state: InvitationState) -> Vec<String> {
-    let request = ListInvitationsRequest {
-        state: state.into(),
-        page_size: 1000,
-        ..ListInvitationsRequest::default()
-    };
-    let page = client.clone().list_invitations(request).await.unwrap().into_inner();
-    assert_eq!(page.next_page_token, "", "one page is enough for a test");
-    page.invitations.into_iter().map(|invitation| invitation.crk).collect()
 }
 
 pub async fn resolve(client: &Client, crk: &str, resolution: Resolution) -> Result<Invitation, Error> {

@@ -218,21 +218,6 @@ impl Gateway {
         files(self.directory.path())
     }
 
-    /// Returns once so many requests wait for the rate limit.
-    pub async fn wait_for_waiting(&self, count: usize) {
-        // Each look is a request to the gateway, so it gets its time on a machine with one core, too.
-        while self.waiting().await != count {}
-    }
-
-    async fn waiting(&self) -> usize {
-        let (_, metrics) = self.admin("/metrics").await;
-        let waiting = metrics.lines().filter_map(|line| {
-            let (name, value) = line.rsplit_once(' ')?;
-            name.starts_with("surveylab_gateway_waiting_requests{").then_some(value)
-        });
-        waiting.map(|value| value.parse::<usize>().unwrap()).sum()
-    }
-
     /// The answer of the admin port: status and body.
     pub async fn admin(&self, path: &str) -> (u16, String) {
         let http = Http::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
