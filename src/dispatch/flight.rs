@@ -34,7 +34,7 @@ struct Attempts {
 
 enum Attempt {
     Answered(Answer),
-    /// Nothing was sent, and nothing counts: a pause began after the permit was given.
+    /// Nothing was sent, and nothing counts: a pause began, or the rate fell, after the permit was given.
     TooLate,
     /// SurveyLab did not process it; it may be tried again.
     Again(Again),
@@ -122,7 +122,7 @@ impl Trip {
     }
 
     /// Claims, sends, settles.
-    async fn attempt(&self, permit: Permit, doubt: Doubt, attempts: &mut Attempts) -> Attempt {
+    async fn attempt(&self, mut permit: Permit, doubt: Doubt, attempts: &mut Attempts) -> Attempt {
         let invitation = &self.request.invitation;
         let claim = Claim {
             key: invitation.key.clone(),
@@ -142,7 +142,7 @@ impl Trip {
                 return Attempt::Answered(Err(attempts.last.take().unwrap_or(failure)));
             }
         };
-        if permit.is_paused() {
+        if permit.token().await.is_err() {
             drop(permit);
             return match self.end(End::Release, Sent::No).await {
                 Recorded::Quietly => Attempt::TooLate,

@@ -21,7 +21,7 @@ const CELL_MAX: Duration = Duration::from_millis(1);
 /// How far apart the delays of two requests on their way to SurveyLab are assumed to be at most.
 ///
 /// The bound "burst + rate·W in any window" is counted where requests arrive. Requests leave exactly as the bucket
-/// allows, so one that is held up on its way (a new connection, a slow claim) would bring the next ones too close. The
+/// allows, so one that is held up on its way (by a new connection, say) would bring the next ones too close. The
 /// capacity keeps back what the rate would add in this time, at most one token; that delays the end of a burst that
 /// uses a full bucket, and costs nothing afterwards.
 const JITTER: Duration = Duration::from_millis(20);
@@ -62,7 +62,7 @@ impl Bucket {
         let clock = TokioClock { origin: Instant::now() };
         let token = token(period, burst);
         let cell = cell(period, token);
-        let capacity = capacity(period, burst, token);
+        let capacity = capacity(period, burst, token, cell);
         Self {
             governor: governor(cell, capacity, token, clock),
             clock,
@@ -101,10 +101,15 @@ impl Bucket {
         from + u64::try_from(wait).map_or(YEAR, Duration::from_nanos).min(YEAR)
     }
 
+    /// How long a token may lie in the bucket before a full bucket costs the rate something.
+    pub fn slack(&self) -> Duration {
+        self.cell * (self.capacity - self.token.get())
+    }
+
     /// Goes on at another rate, with an empty bucket: what was saved up at the old rate must not come on top.
     pub fn set_period(&mut self, period: Duration) {
         self.cell = cell(period, self.token);
-        self.capacity = capacity(period, self.burst, self.token);
+        self.capacity = capacity(period, self.burst, self.token, self.cell);
         self.governor = governor(self.cell, self.capacity, self.token, self.clock);
         if let Some(all) = NonZeroU32::new(self.capacity) {
             let _emptied = self.governor.check_n(all);
@@ -129,9 +134,14 @@ fn cell(period: Duration, token: NonZeroU32) -> Duration {
     u64::try_from(nanos).map_or(YEAR, Duration::from_nanos)
 }
 
-fn capacity(period: Duration, burst: u32, token: NonZeroU32) -> u32 {
+fn capacity(period: Duration, burst: u32, token: NonZeroU32, cell: Duration) -> u32 {
     let token = token.get();
-    let whole = burst.max(1).saturating_mul(token);
+    // governor counts the time that a full bucket takes to fill in 64 bits of nanoseconds, and adds such times.
+    let countable = u128::from(u64::MAX / 4) / cell.as_nanos().max(1);
+    let whole = burst
+        .max(1)
+        .saturating_mul(token)
+        .min(u32::try_from(countable).unwrap_or(u32::MAX));
     let spare = (JITTER.as_nanos() * u128::from(token)).div_ceil(period.as_nanos().max(1));
     let spare = u32::try_from(spare).unwrap_or(token).min(token);
     whole.saturating_sub(spare).max(token)

@@ -1,7 +1,9 @@
 //! The one token bucket of the account, and the order in which requests get its tokens.
 //!
-//! governor's `until_ready` keeps no order and sleeps on timers that follow no paused clock, so one [`Pacer`] task owns
-//! the bucket: it takes a place in flight, waits for a token, and hands both as a [`Permit`] to the one whose turn it is.
+//! governor's `until_ready` keeps no order and sleeps on timers that follow no paused clock, so one [`Pacer`] task hands
+//! out [`Permit`]s: a place in flight, and the right to a token, given to the one whose turn it is when the token is
+//! there. The token itself is taken at the moment of sending ([`Permit::token`]): between the two lies the claim, and were
+//! tokens taken before it, a slow claim would send several requests closer together than the bucket allows.
 
 use std::{
     sync::{
@@ -87,6 +89,10 @@ struct State {
     bucket: Bucket,
     adaptive: Adaptive,
     lanes: Lanes<Waiter>,
+    /// Permits that have not taken their token yet.
+    unsent: usize,
+    /// How long it takes lately from a permit to its token.
+    claim_time: Duration,
     closed: bool,
 }
 
@@ -95,12 +101,24 @@ struct Waiter {
     answer: oneshot::Sender<Result<Permit, Refused>>,
 }
 
-/// One token, taken, and a place in flight, held until this is dropped.
+/// A place in flight, held until this is dropped, and the right to one token.
 pub struct Permit {
     limiter: Limiter,
     epoch: Epoch,
+    given: Instant,
+    has_token: bool,
     place: Option<OwnedSemaphorePermit>,
 }
+
+/// The permit is worth nothing any more: a pause began, or the rate fell, after it was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooLate;
+
+/// How long [`Permit::token`] waits at most. Its caller holds a claim, which says that a request may be on the wire.
+const TOKEN_WAIT: Duration = Duration::from_millis(100);
+
+/// How early a permit is given at most, so that claims don't hold up a rate whose bucket is small.
+const LEAD_MAX: Duration = Duration::from_millis(50);
 
 impl Limiter {
     /// The limiter, and the pacer without which it gives no permits: to be run as a task.
@@ -112,6 +130,8 @@ impl Limiter {
                     bucket: Bucket::new(settings.rate.period(), settings.burst),
                     adaptive: Adaptive::new(),
                     lanes: Lanes::new(),
+                    unsent: 0,
+                    claim_time: Duration::ZERO,
                     closed: false,
                 }),
                 wake: Notify::new(),
@@ -245,14 +265,28 @@ impl State {
     /// When one with so many ahead of it can expect a permit, going by the rate alone.
     fn expected(&self, ahead: usize, now: Instant) -> Instant {
         let from = self.adaptive.pause_until(now).unwrap_or(now);
-        self.bucket.earliest(ahead + 1, from)
+        self.bucket.earliest(self.unsent + ahead + 1, from)
+    }
+
+    /// Follows slower claims at once, and faster ones slowly.
+    fn learn_claim_time(&mut self, took: Duration) {
+        self.claim_time = match took.checked_sub(self.claim_time) {
+            Some(longer) => self.claim_time + longer / 2,
+            None => self.claim_time - (self.claim_time - took) / 16,
+        };
+    }
+
+    /// How long before its token is there the next permit is to be given. While a claim is made, the bucket goes on
+    /// filling; only where it would be full before the claim is done does the rate lose by it.
+    fn lead(&self) -> Duration {
+        self.claim_time.saturating_sub(self.bucket.slack()).min(LEAD_MAX)
     }
 
     /// Takes out those whose bound now lies before the permit they could expect.
     fn hopeless(&mut self, now: Instant) -> Vec<(Waiter, Duration)> {
         let from = self.adaptive.pause_until(now).unwrap_or(now);
-        let bucket = &self.bucket;
-        let expected = |place| bucket.earliest(place + 1, from);
+        let (bucket, unsent) = (&self.bucket, self.unsent);
+        let expected = |place| bucket.earliest(unsent + place + 1, from);
         let out = self
             .lanes
             .retain(|place, waiter| waiter.until.is_none_or(|until| expected(place) <= until));
@@ -284,16 +318,42 @@ impl Permit {
         self.limiter.lock().adaptive.answered(self.epoch);
     }
 
-    /// A pause has begun since this permit was given: it is not to be used.
-    pub fn is_paused(&self) -> bool {
-        let now = Instant::now();
-        self.limiter.lock().adaptive.pause_until(now).is_some()
+    /// Takes the token; to be called right before the request goes out.
+    pub async fn token(&mut self) -> Result<(), TooLate> {
+        let ready = Instant::now();
+        loop {
+            let now = Instant::now();
+            let at = {
+                let mut state = self.limiter.lock();
+                if state.adaptive.pause_until(now).is_some() {
+                    return Err(TooLate);
+                }
+                match state.bucket.take() {
+                    Ok(()) => {
+                        state.unsent -= 1;
+                        state.learn_claim_time(ready - self.given);
+                        self.has_token = true;
+                        return Ok(());
+                    }
+                    Err(at) => at,
+                }
+            };
+            if at > ready + TOKEN_WAIT {
+                return Err(TooLate);
+            }
+            sleep_until(at).await;
+        }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         self.limiter.shared.permits.fetch_sub(1, Ordering::Relaxed);
+        if !self.has_token {
+            self.limiter.lock().unsent -= 1;
+            // Its token is free for the next one.
+            self.limiter.shared.wake.notify_one();
+        }
     }
 }
 
@@ -348,7 +408,9 @@ impl Pacer {
         if let Some(until) = state.adaptive.pause_until(now) {
             return Turn::NotBefore(until);
         }
-        if let Err(at) = state.bucket.take() {
+        let at = state.bucket.earliest(state.unsent + 1, now);
+        let at = at.checked_sub(state.lead()).unwrap_or(at);
+        if at > now {
             let step = state.adaptive.next_step().unwrap_or(at);
             return Turn::NotBefore(at.min(step));
         }
@@ -359,15 +421,22 @@ impl Pacer {
                 return Turn::Nobody;
             };
             self.limiter.shared.permits.fetch_add(1, Ordering::Relaxed);
+            state.unsent += 1;
             let permit = Permit {
                 limiter: self.limiter.clone(),
                 epoch,
+                given: now,
+                has_token: false,
                 place: Some(held),
             };
             match waiter.answer.send(Ok(permit)) {
                 Ok(()) => return Turn::Given,
-                // It left at this very moment: the next one gets the permit.
-                Err(Ok(mut permit)) => *place = permit.place.take(),
+                // It left at this very moment: the next one gets the place and the token.
+                Err(Ok(mut permit)) => {
+                    *place = permit.place.take();
+                    permit.has_token = true;
+                    state.unsent -= 1;
+                }
                 Err(Err(_)) => return Turn::Given,
             }
         }

@@ -29,10 +29,16 @@ fn start(settings: Settings) -> Limiter {
 fn wait(limiter: &Limiter, lane: Lane, name: usize, got: &mpsc::UnboundedSender<(usize, Instant)>) -> JoinHandle<()> {
     let (limiter, got) = (limiter.clone(), got.clone());
     tokio::spawn(async move {
-        let permit = limiter.acquire(lane, None).await.unwrap();
+        take(&limiter, lane).await;
         got.send((name, Instant::now())).unwrap();
-        drop(permit);
     })
+}
+
+/// Uses a permit up to its token.
+async fn take(limiter: &Limiter, lane: Lane) -> Permit {
+    let mut permit = limiter.acquire(lane, None).await.unwrap();
+    permit.token().await.unwrap();
+    permit
 }
 
 async fn settle() {
@@ -108,10 +114,10 @@ async fn a_slow_rate_gives_its_whole_burst_at_once() {
 #[tokio::test(start_paused = true)]
 async fn a_pause_is_for_everyone_and_the_rate_is_cut() {
     let limiter = start(settings("10/s", 1));
-    let permit = limiter.acquire(Lane::Unary, None).await.unwrap();
+    let mut permit = take(&limiter, Lane::Unary).await;
     let begin = Instant::now();
     permit.rate_limited(Some(Duration::from_secs(7)));
-    assert!(permit.is_paused());
+    assert_eq!(permit.token().await, Err(TooLate));
     let times = permits(&limiter, 3).await;
     assert_eq!(times[0] - begin, Duration::from_secs(7));
     let spacing = (times[2] - times[1]).as_secs_f64();
@@ -127,7 +133,7 @@ async fn a_pause_is_for_everyone_and_the_rate_is_cut() {
 #[tokio::test(start_paused = true)]
 async fn who_waits_goes_on_at_once_when_the_rate_rises() {
     let limiter = start(settings("1/h", 1));
-    let permit = limiter.acquire(Lane::Unary, None).await.unwrap();
+    let permit = take(&limiter, Lane::Unary).await;
     let begin = Instant::now();
     permit.rate_limited(Some(Duration::from_secs(1)));
     let times = permits(&limiter, 1).await;
@@ -158,7 +164,7 @@ async fn too_long_a_wait_is_refused_at_once() {
 #[tokio::test(start_paused = true)]
 async fn a_pause_refuses_those_it_makes_hopeless() {
     let limiter = start(settings("1/s", 1));
-    let permit = limiter.acquire(Lane::Unary, None).await.unwrap();
+    let permit = take(&limiter, Lane::Unary).await;
     let begin = Instant::now();
     let hopeless = tokio::spawn({
         let limiter = limiter.clone();
@@ -184,7 +190,7 @@ async fn a_pause_refuses_those_it_makes_hopeless() {
 #[tokio::test(start_paused = true)]
 async fn one_withdrawn_costs_no_token() {
     let limiter = start(settings("1/s", 1));
-    drop(limiter.acquire(Lane::Unary, None).await.unwrap());
+    drop(take(&limiter, Lane::Unary).await);
     let (got, mut gets) = mpsc::unbounded_channel();
     let first = wait(&limiter, Lane::Unary, 1, &got);
     settle().await;
@@ -205,7 +211,7 @@ async fn the_queue_is_bounded() {
         max_queue: 2,
         ..settings("1/s", 1)
     });
-    drop(limiter.acquire(Lane::Unary, None).await.unwrap());
+    drop(take(&limiter, Lane::Unary).await);
     let (got, _gets) = mpsc::unbounded_channel();
     wait(&limiter, Lane::Unary, 1, &got);
     wait(&limiter, Lane::Stream(StreamId(1)), 2, &got);
@@ -234,7 +240,7 @@ async fn places_in_flight_are_bounded() {
 #[tokio::test(start_paused = true)]
 async fn closing_refuses_all() {
     let limiter = start(settings("1/h", 1));
-    drop(limiter.acquire(Lane::Unary, None).await.unwrap());
+    drop(take(&limiter, Lane::Unary).await);
     let waiting: Vec<_> = (0..3)
         .map(|_| {
             let limiter = limiter.clone();
@@ -263,6 +269,53 @@ async fn unary_overtakes_ten_thousand_stream_items() {
         gets.recv().await.unwrap();
     }
     let begin = Instant::now();
-    drop(limiter.acquire(Lane::Unary, None).await.unwrap());
+    drop(take(&limiter, Lane::Unary).await);
     assert!(begin.elapsed() <= ms(11), "{:?}", begin.elapsed());
+}
+
+/// However long the claims take, requests leave no faster than the bucket allows, and the rate is used up.
+#[tokio::test(start_paused = true)]
+async fn claims_of_any_length_change_neither_the_bound_nor_the_rate() {
+    for (rate, burst, claims) in [
+        ("100/s", 5, [0, 3, 40, 1, 20]),
+        ("100/s", 1, [5, 5, 6, 5, 4]),
+        ("1000/s", 5, [10, 12, 8, 10, 11]),
+        ("2/s", 5, [0, 30, 0, 0, 2]),
+    ] {
+        let limiter = start(settings(rate, burst));
+        let (sent, mut sends) = mpsc::unbounded_channel();
+        let count = 400;
+        for index in 0..count {
+            let (limiter, sent) = (limiter.clone(), sent.clone());
+            tokio::spawn(async move {
+                let mut permit = limiter.acquire(Lane::Unary, None).await.unwrap();
+                sleep(ms(claims[index % claims.len()])).await;
+                permit.token().await.unwrap();
+                sent.send(Instant::now()).unwrap();
+            });
+        }
+        let mut times = Vec::new();
+        for _ in 0..count {
+            times.push(sends.recv().await.unwrap());
+        }
+        let period = rate.parse::<Rate>().unwrap().period();
+        assert!(excess(&times, f64::from(burst), period) < 1e-6, "{rate}");
+        // The middle: what the first claims taught is known by then, and the last ones' own time is not in it.
+        let took = (times[count * 3 / 4] - times[count / 4]).as_secs_f64();
+        let ideal = period.as_secs_f64() * (count / 2) as f64;
+        let used = ideal / took;
+        // A bucket of one token loses what tokio's timers are late, up to a millisecond each time.
+        let least = if burst == 1 { 0.85 } else { 0.995 };
+        assert!(used > least, "{rate} burst {burst}: {used}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permit_that_is_not_used_costs_no_token() {
+    let limiter = start(settings("1/h", 2));
+    drop(limiter.acquire(Lane::Unary, None).await.unwrap());
+    drop(limiter.acquire(Lane::Unary, None).await.unwrap());
+    let begin = Instant::now();
+    drop(take(&limiter, Lane::Unary).await);
+    assert_eq!(Instant::now(), begin);
 }
