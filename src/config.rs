@@ -10,7 +10,9 @@ use crate::{dispatch::OnServerError, rate::Rate, surveylab::http::Endpoint};
 /// The environment variable that holds the token itself. Never a flag: flags show in process lists.
 const TOKEN_VARIABLE: &str = "SURVEYLAB_API_TOKEN";
 
-/// Run the gateway. Every flag can be set in the environment; of both the flag holds.
+/// Run the gateway.
+///
+/// Every flag can be set in the environment; of both the flag holds.
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
     /// File that holds SurveyLab's API token. The token itself may be given in the environment as SURVEYLAB_API_TOKEN,
