@@ -1,4 +1,25 @@
-//! surveylab-gateway.
+//! A gRPC service in front of SurveyLab's webhook: it adds respondents to collectors, never twice for one key, never
+//! faster than the account allows, and says exactly what happened.
+//!
+//! The way of one request, and where to find each step:
+//!
+//! | step | what | where |
+//! |---|---|---|
+//! | decode, validate | nothing is recorded and no rate spent on bad input | [`grpc`], [`invitation`] |
+//! | 1 join | the same key is under way here? wait for its result | [`dispatch`] |
+//! | 2 look up | added: a duplicate; other data: refused; in doubt: held | [`ledger`] |
+//! | 3 wait | for a token and a place in flight, in order | [`limiter`] |
+//! | 4 claim | durable, before a byte goes out | [`ledger`] |
+//! | 5 send | one GET, its answer classified once | [`surveylab`] |
+//! | 6 settle | durable, before anyone is told | [`ledger`] |
+//! | 7 again? | not processed: back to 3, while attempts and deadline last | [`dispatch`] |
+//! | encode | one exhaustive match from failure to status | [`grpc`] |
+//!
+//! Unary calls and stream items go the same way. Steps 3 to 7 run in a task of their own, so no caller who leaves can
+//! cut a request short.
+//!
+//! Imports point one way: `main` → [`app`] → [`grpc`] → [`dispatch`] → [`limiter`], [`surveylab`], [`ledger`] →
+//! [`invitation`], [`clock`]. [`sandbox`] is the fake SurveyLab, for trials and tests; [`cli`] holds the commands.
 
 pub mod admin;
 pub mod app;

@@ -15,6 +15,7 @@ use crate::{
     invitation::{Failure, Reason, Sent},
     ledger::{self, Claim, Claimed, Doubt, Settlement},
     limiter::{Permit, Refused},
+    metrics,
     surveylab::{self, Request},
 };
 
@@ -135,7 +136,11 @@ impl Trip {
                 let answer = known(Some(&record), invitation.fingerprint, doubt);
                 return Attempt::Answered(answer.unwrap_or_else(|| Err(reused())));
             }
-            Err(error) => return Attempt::Answered(Err(ledger_unavailable(&error, attempts.sent))),
+            Err(error) => {
+                let failure = ledger_unavailable(&error, Sent::No);
+                // After an attempt, its failure says more, and that its outcome is recorded.
+                return Attempt::Answered(Err(attempts.last.take().unwrap_or(failure)));
+            }
         };
         if permit.is_paused() {
             drop(permit);
@@ -146,7 +151,9 @@ impl Trip {
         }
 
         attempts.made += 1;
+        let begin = self.core.clock.now();
         let answer = self.core.surveylab.send(&self.request).await;
+        metrics::request(answer.name(), begin.elapsed());
         if let surveylab::Answer::RateLimited { retry_after } = answer {
             permit.rate_limited(retry_after);
         } else {
@@ -245,7 +252,11 @@ impl Trip {
             surveylab::Answer::Unreachable { cause } => tracing::warn!(?key, cause, "SurveyLab was not reached"),
             surveylab::Answer::Added { .. } => tracing::debug!(?key, "added"),
             // Not the answer itself: it may hold words of SurveyLab.
-            _ => tracing::info!(?key, "SurveyLab refused or did not process a request"),
+            _ => tracing::info!(
+                ?key,
+                answer = answer.name(),
+                "SurveyLab refused or did not process a request"
+            ),
         }
     }
 }

@@ -299,7 +299,8 @@ fn reused() -> Failure {
 }
 
 fn ledger_unavailable(error: &ledger::Error, sent: Sent) -> Failure {
-    tracing::error!(%error, "the ledger is unavailable");
+    // The ledger itself tells of its failure, once; this is one of many calls that meet it.
+    tracing::debug!(%error, "the ledger is unavailable");
     Failure::new(Reason::LedgerUnavailable, sent).retry_after(LATER)
 }
 

@@ -473,7 +473,7 @@ async fn delays_answers_and_takes_effect_before() {
         Fault::latency(NEVER).for_crk("never"),
     ])
     .await;
-    let start = std::time::Instant::now();
+    let start = crate::clock::Instant::now();
     assert_eq!(add(&sandbox, "slow").await.text(), PROCESSED);
     assert!(start.elapsed() >= latency);
     let mut client = Client::connect(&sandbox).await;

@@ -36,8 +36,29 @@ pub enum Answer {
     UnexpectedStatus { http_status: u16 },
     /// Not one byte of the request can have reached SurveyLab.
     Unreachable { cause: String },
-    /// Bytes may have gone out, and no answer says what became of them. `http_status` is set when one came but says nothing.
+    /// Bytes may have gone out, and no answer says what became of them. `http_status` is set when one came but says
+    /// nothing.
     InDoubt { http_status: Option<u16>, cause: String },
+}
+
+impl Answer {
+    /// A short name, for metrics.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Added { .. } => "added",
+            Self::ActionFailed { .. } => "action_failed",
+            Self::BadRequest => "bad_request",
+            Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
+            Self::NotFound => "not_found",
+            Self::RateLimited { .. } => "rate_limited",
+            Self::InternalError => "internal_error",
+            Self::Unavailable { .. } => "unavailable",
+            Self::UnexpectedStatus { .. } => "unexpected_status",
+            Self::Unreachable { .. } => "unreachable",
+            Self::InDoubt { .. } => "in_doubt",
+        }
+    }
 }
 
 /// An invitation, encoded once for all attempts.

@@ -160,7 +160,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_secret_survives(before in any::<String>(), after in any::<String>(), secret in "[a-zA-Z0-9@.+ /łŁİß-]{3,40}") {
+        fn no_secret_survives(
+            before in any::<String>(),
+            after in any::<String>(),
+            secret in "[a-zA-Z0-9@.+ /łŁİß-]{3,40}",
+        ) {
             let respondent = Respondent { email: secret.clone(), ..Respondent::default() };
             let secrets = Secrets::of("token-of-the-account", &respondent);
             for shown in [secret.clone(), secret.to_uppercase(), percent_encoded(&secret).collect()] {

@@ -99,11 +99,15 @@ impl Ledger for Sqlite {
 
     fn check(&self) -> BoxFuture<'_, Result<(), Error>> {
         async {
-            if self.writer.is_healthy() {
-                return Ok(());
+            // Without traffic nothing else would find out that a thread works again. The way of a request begins with a
+            // look-up, so both count.
+            if !self.reader.is_healthy() {
+                self.reader.ask(read::Probe).await?;
             }
-            // Without traffic nothing else would find out that it works again.
-            self.writer.ask(write::Probe).await
+            if !self.writer.is_healthy() {
+                self.writer.ask(write::Probe).await?;
+            }
+            Ok(())
         }
         .boxed()
     }

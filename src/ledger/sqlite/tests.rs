@@ -354,6 +354,48 @@ async fn a_panic_leaves_no_caller_waiting() {
 }
 
 #[tokio::test]
+async fn a_check_finds_out_what_became_of_the_reader() {
+    let fixture = Fixture::new();
+    let ledger = fixture.open();
+    sql(&ledger.reader, "no SQL").await.expect_err("fails");
+    assert!(!ledger.reader.is_healthy());
+    ledger.check().await.expect("works again");
+    assert!(ledger.reader.is_healthy());
+    assert_unavailable(ledger.reader.ask(Panic).await);
+    assert_unavailable(ledger.check().await);
+}
+
+struct Pragma(&'static str);
+
+impl Operation for Pragma {
+    type Answer = String;
+
+    fn run(&self, db: &Connection) -> Result<String, Fault> {
+        let value = db.query_row(&format!("PRAGMA {}", self.0), [], |row| {
+            row.get::<_, rusqlite::types::Value>(0)
+        })?;
+        Ok(format!("{value:?}"))
+    }
+}
+
+#[tokio::test]
+async fn every_commit_is_synced_also_after_connecting_again() {
+    let fixture = Fixture::new();
+    let ledger = fixture.open();
+    for _ in 0..2 {
+        let synchronous = ledger.writer.ask(Pragma("synchronous")).await;
+        assert_eq!(synchronous.expect("asks"), "Integer(2)", "FULL");
+        assert_eq!(
+            ledger.writer.ask(Pragma("journal_mode")).await.expect("asks"),
+            "Text(\"wal\")"
+        );
+        sql(&ledger.writer, "no SQL")
+            .await
+            .expect_err("fails, so that the next batch connects again");
+    }
+}
+
+#[tokio::test]
 async fn after_closing_it_is_unavailable_and_has_no_wal() {
     let fixture = Fixture::new();
     let ledger = fixture.open();

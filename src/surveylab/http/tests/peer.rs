@@ -119,6 +119,14 @@ impl Connection {
         }
     }
 
+    /// Counts what has arrived, without waiting for more.
+    pub fn requests_by_now(&mut self) {
+        while matches!(self.stream.try_read_buf(&mut self.unread), Ok(1..)) {}
+        let text = String::from_utf8_lossy(&self.unread);
+        let requests = text.split_inclusive("\r\n\r\n").map(String::from);
+        self.seen.lock().unwrap().requests.extend(requests);
+    }
+
     /// Whatever comes next.
     pub async fn bytes(&mut self) {
         self.read().await;
