@@ -13,6 +13,10 @@ skipped=()
 mkdir -p "$tools"
 # Nothing is left in a home directory, and none is needed.
 export HOME=${HOME:-$tools/home} PIP_CACHE_DIR=$tools/cache/pip npm_config_cache=$tools/cache/npm
+# Node trusts a list of its own; what the system trusts is added.
+if [ -z "${NODE_EXTRA_CA_CERTS:-}" ] && [ -r /etc/ssl/certs/ca-certificates.crt ]; then
+  export NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt
+fi
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
 export PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 
@@ -22,7 +26,11 @@ fail() {
   printf 'test.sh: %s\n' "$*" >&2
   exit 1
 }
-trap 'code=$?; [ $code -eq 0 ] || printf "\ntest.sh: FAILED (exit code %s); see the last heading above\n" "$code" >&2' EXIT
+at_exit() {
+  local code=$?
+  [ "$code" -eq 0 ] || printf '\ntest.sh: FAILED (exit code %s); see the last heading above\n' "$code" >&2
+}
+trap at_exit EXIT
 
 # Installs packages with apt; false where that is not possible without asking anyone.
 apt_install() {
@@ -39,8 +47,9 @@ apt_install() {
 
 heading "tools"
 have cargo || fail "cargo is missing: install Rust, see https://rustup.rs"
-cargo fmt --version && cargo clippy --version ||
+if ! cargo fmt --version || ! cargo clippy --version; then
   fail "rustfmt or clippy is missing: rustup component add rustfmt clippy"
+fi
 have cc || apt_install gcc libc6-dev || fail "a C compiler is missing (for SQLite): apt-get install gcc libc6-dev"
 python_works() { have python3 && python3 -c 'import ensurepip, venv' 2>/dev/null; }
 python_works || apt_install python3 python3-venv || true
@@ -65,14 +74,14 @@ if [ "$("$buf" --version 2>/dev/null)" != "$buf_version" ]; then
     mkdir -p "$tools/buf"
     # The binary is a package of its own; no script has to run.
     npm install --prefix "$tools/buf" --no-save --no-audit --no-fund --ignore-scripts --loglevel=error \
-      "@bufbuild/buf@$buf_version"
+      "@bufbuild/buf@$buf_version" || true
   fi
 fi
-if [ -x "$buf" ]; then
-  printf 'buf %s\n' "$("$buf" --version)"
+if [ "$("$buf" --version 2>/dev/null)" = "$buf_version" ]; then
+  printf 'buf %s\n' "$buf_version"
 else
   buf=
-  printf 'buf is missing and npm too: to have buf lint run, install npm, or see https://buf.build/docs/cli/installation\n'
+  printf 'buf is missing, and npm could not install it: apt-get install npm, then run this again\n'
 fi
 
 heading "cargo fmt"
@@ -97,7 +106,7 @@ if [ -n "$buf" ]; then
   "$buf" lint
   printf 'the contract is clean\n'
 else
-  skipped+=("buf lint (npm is missing)")
+  skipped+=("buf lint (npm could not install buf)")
   printf 'SKIPPED: buf is missing\n'
 fi
 
@@ -109,7 +118,7 @@ heading "smoke test of README"
 if have grpcurl || [ -n "$buf" ]; then
   BUF=$buf tests/smoke.sh
 else
-  skipped+=("the smoke test of README (neither grpcurl nor npm is there)")
+  skipped+=("the smoke test of README (neither grpcurl nor buf is there)")
   printf 'SKIPPED: neither grpcurl nor buf is there\n'
 fi
 

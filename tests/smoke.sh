@@ -63,7 +63,9 @@ exec {log}<"$directory/log"
 address=
 while [ -z "$address" ] && IFS= read -r line <&"$log"; do
   printf '%s\n' "$line"
-  case $line in *'"message":"listening"'*) address=$(sed 's/.*"grpc":"\([^"]*\)".*/\1/' <<<"$line") ;; esac
+  if [[ $line == *'"message":"listening"'* && $line =~ \"grpc\":\"([^\"]*)\" ]]; then
+    address=${BASH_REMATCH[1]}
+  fi
 done
 [ -n "$address" ] || fail "the gateway ended before it listened"
 binary=${CARGO_TARGET_DIR:-target}/release/surveylab-gateway
