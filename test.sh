@@ -112,7 +112,11 @@ fi
 
 heading "python client"
 cargo build --locked
-"$python" tests/python/client.py "${CARGO_TARGET_DIR:-target}/debug/surveylab-gateway"
+binary=${CARGO_TARGET_DIR:-target}/debug/surveylab-gateway
+"$python" tests/python/client.py "$binary"
+
+heading "README's tables"
+"$python" tests/readme.py "$binary"
 
 heading "smoke test of README"
 if have grpcurl || [ -n "$buf" ]; then
