@@ -11,8 +11,8 @@ buf_version=1.75.0
 skipped=()
 
 mkdir -p "$tools"
-# Nothing is left in a home directory, and none is needed.
-export HOME=${HOME:-$tools/home} PIP_CACHE_DIR=$tools/cache/pip npm_config_cache=$tools/cache/npm
+# But for cargo's own, nothing is left in a home directory.
+export HOME=${HOME:-$tools/home} XDG_CACHE_HOME=$tools/cache npm_config_cache=$tools/cache/npm
 # Node trusts a list of its own; what the system trusts is added.
 if [ -z "${NODE_EXTRA_CA_CERTS:-}" ] && [ -r /etc/ssl/certs/ca-certificates.crt ]; then
   export NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt
