@@ -11,6 +11,8 @@ use crate::{dispatch::OnServerError, rate::Rate, surveylab::http::Endpoint};
 const TOKEN_VARIABLE: &str = "SURVEYLAB_API_TOKEN";
 
 /// Run the gateway.
+///
+/// Every flag can be set in the environment; of both the flag holds.
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
     /// File that holds SurveyLab's API token. The token itself may be given in the environment as SURVEYLAB_API_TOKEN,
@@ -54,15 +56,15 @@ pub struct ServeArgs {
     )]
     pub ledger: LedgerUrl,
 
-    /// Requests to SurveyLab at most: 5/s, 120/m, 1000/h.
+    /// Requests to SurveyLab at most, retries included: 5/s, 120/m, 1000/h.
     #[arg(long, env = "GATEWAY_RATE", default_value = "2/s")]
     pub rate: Rate,
 
-    /// Requests that may go out at once after a rest, without exceeding burst + rate·W in any window W.
+    /// Requests that may go out at once after a rest. In any W seconds at most burst + rate·W go out.
     #[arg(long, env = "GATEWAY_BURST", value_name = "COUNT", default_value = "5", value_parser = at_most::<1_000_000>)]
     pub burst: NonZeroU32,
 
-    /// Requests to SurveyLab under way at once.
+    /// Requests to SurveyLab under way at once, at most.
     #[arg(long, env = "GATEWAY_MAX_IN_FLIGHT", value_name = "COUNT", default_value = "32", value_parser = at_most::<10_000>)]
     pub max_in_flight: NonZeroU32,
 
@@ -74,11 +76,11 @@ pub struct ServeArgs {
     #[arg(long, env = "GATEWAY_MAX_WAIT", value_name = "TIME", default_value = "60s", value_parser = duration)]
     pub max_wait: Duration,
 
-    /// Requests waiting for the rate limit at once.
+    /// Requests that may wait for the rate limit at once; further ones are refused.
     #[arg(long, env = "GATEWAY_MAX_QUEUE", value_name = "COUNT", default_value = "100000", value_parser = at_most::<10_000_000>)]
     pub max_queue: NonZeroU32,
 
-    /// Requests in progress at once in one stream.
+    /// Requests in progress at once in one stream; further ones are not read meanwhile.
     #[arg(long, env = "GATEWAY_STREAM_WINDOW", value_name = "COUNT", default_value = "256", value_parser = at_most::<100_000>)]
     pub stream_window: NonZeroU32,
 
@@ -90,11 +92,12 @@ pub struct ServeArgs {
     #[arg(long, env = "GATEWAY_ON_SERVER_ERROR", value_enum, default_value = "retry")]
     pub on_server_error: OnServerError,
 
-    /// How long a shutdown waits for what is on the wire.
+    /// How long a shutdown (SIGTERM, SIGINT) waits for what is on the wire.
     #[arg(long, env = "GATEWAY_DRAIN_TIMEOUT", value_name = "TIME", default_value = "25s", value_parser = duration)]
     pub drain_timeout: Duration,
 
-    /// Send to an in-process fake of SurveyLab instead of the real one, to try things on.
+    /// Send to an in-process fake of SurveyLab instead of the real one, to try things on. The ledger records its keys like
+    /// real ones: give it a ledger of its own.
     #[arg(long, env = "GATEWAY_SANDBOX", value_parser = BoolishValueParser::new())]
     pub sandbox: bool,
 

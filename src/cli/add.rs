@@ -19,6 +19,7 @@ pub struct AddArgs {
     #[arg(long, value_name = "ID")]
     pub collector: String,
 
+    /// The respondent's e-mail address.
     #[arg(long, value_name = "ADDRESS")]
     pub email: String,
 
@@ -34,16 +35,19 @@ pub struct AddArgs {
     #[arg(long, value_name = "CODE", default_value = "", hide_default_value = true)]
     pub language: String,
 
+    /// The respondent's phone number.
     #[arg(long, value_name = "NUMBER", default_value = "", hide_default_value = true)]
     pub phone: String,
 
+    /// The respondent's first name.
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     pub first_name: String,
 
+    /// The respondent's last name.
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     pub last_name: String,
 
-    /// One of the eight custom fields: --custom 3=gold.
+    /// One of the eight custom fields, such as --custom 3=gold; may be given several times.
     #[arg(long = "custom", value_name = "N=TEXT", value_parser = custom)]
     pub custom: Vec<(usize, String)>,
 

@@ -17,6 +17,9 @@ use crate::{
 };
 
 /// Look at invitations in a running gateway's ledger, and settle those in doubt.
+///
+/// Exit codes: 0 done; 1 not done now, the same command again may help; 2 wrong flags; 3 refused: no such key, or not in
+/// doubt.
 #[derive(Subcommand, Clone, Debug)]
 pub enum InvitationsCommand {
     /// List them by collector, then crk.
@@ -37,7 +40,7 @@ pub struct ListArgs {
     #[arg(long, value_enum)]
     pub state: Option<StateName>,
 
-    /// At most so many; all of them without.
+    /// At most so many; without it, all of them.
     #[arg(long, value_name = "COUNT")]
     pub limit: Option<usize>,
 
@@ -51,10 +54,11 @@ pub struct ListArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct GetArgs {
-    /// SurveyLab's collector id.
+    /// SurveyLab's collector id (cId).
     #[arg(long, value_name = "ID")]
     pub collector: String,
 
+    /// The invitation's response key.
     #[arg(long, value_name = "KEY")]
     pub crk: String,
 

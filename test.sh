@@ -1,0 +1,137 @@
+#!/usr/bin/env bash
+# Runs every check of this repository and stops at the first failure. Needs a Rust toolchain and a C compiler; what else
+# is missing it installs with apt where it may, or names. Tools go to target/tools, never outside of target/.
+set -euo pipefail
+cd "$(dirname "$0")"
+exec </dev/null
+
+root=$PWD
+tools=$root/target/tools
+buf_version=1.75.0
+skipped=()
+
+mkdir -p "$tools"
+# But for cargo's own, nothing is left in a home directory.
+export HOME=${HOME:-$tools/home} XDG_CACHE_HOME=$tools/cache npm_config_cache=$tools/cache/npm
+# Node trusts a list of its own; what the system trusts is added.
+if [ -z "${NODE_EXTRA_CA_CERTS:-}" ] && [ -r /etc/ssl/certs/ca-certificates.crt ]; then
+  export NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt
+fi
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
+export PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+
+heading() { printf '\n=== %s\n' "$*"; }
+have() { command -v "$1" >/dev/null 2>&1; }
+fail() {
+  printf 'test.sh: %s\n' "$*" >&2
+  exit 1
+}
+at_exit() {
+  local code=$?
+  [ "$code" -eq 0 ] || printf '\ntest.sh: FAILED (exit code %s); see the last heading above\n' "$code" >&2
+}
+trap at_exit EXIT
+
+# Installs packages with apt; false where that is not possible without asking anyone.
+apt_install() {
+  local sudo=()
+  have apt-get || return 1
+  if [ "$(id -u)" -ne 0 ]; then
+    have sudo && sudo -n true 2>/dev/null || return 1
+    sudo=(sudo -n)
+  fi
+  printf 'installing with apt: %s\n' "$*"
+  "${sudo[@]}" apt-get update -qq &&
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >/dev/null
+}
+
+heading "tools"
+have cargo || fail "cargo is missing: install Rust, see https://rustup.rs"
+if ! cargo fmt --version || ! cargo clippy --version; then
+  fail "rustfmt or clippy is missing: rustup component add rustfmt clippy"
+fi
+have cc || apt_install gcc libc6-dev || fail "a C compiler is missing (for SQLite): apt-get install gcc libc6-dev"
+python_works() { have python3 && python3 -c 'import ensurepip, venv' 2>/dev/null; }
+python_works || apt_install python3 python3-venv || true
+python_works || fail "Python 3 with venv is missing: apt-get install python3 python3-venv"
+
+requirements=tests/python/requirements.txt
+python=$tools/python/bin/python
+# A virtual environment can't be moved, so its place is part of what it was made from.
+stamp=$(printf '%s\n' "$root" "$(python3 --version)" "$(cksum <"$requirements")")
+if [ "$(cat "$tools/python/stamp" 2>/dev/null)" != "$stamp" ]; then
+  rm -rf "$tools/python"
+  python3 -m venv "$tools/python"
+  "$python" -m pip install --quiet --require-virtualenv --only-binary :all: --requirement "$requirements"
+  printf '%s\n' "$stamp" >"$tools/python/stamp"
+fi
+"$python" --version
+
+buf=$tools/buf/node_modules/.bin/buf
+if [ "$("$buf" --version 2>/dev/null)" != "$buf_version" ]; then
+  have npm || apt_install npm || true
+  if have npm; then
+    mkdir -p "$tools/buf"
+    # The binary is a package of its own; no script has to run.
+    npm install --prefix "$tools/buf" --no-save --no-audit --no-fund --ignore-scripts --loglevel=error \
+      "@bufbuild/buf@$buf_version" || true
+  fi
+fi
+if [ "$("$buf" --version 2>/dev/null)" = "$buf_version" ]; then
+  printf 'buf %s\n' "$buf_version"
+else
+  buf=
+  printf 'buf is missing, and npm could not install it: apt-get install npm, then run this again\n'
+fi
+
+heading "cargo fmt"
+cargo fmt --check
+
+heading "cargo clippy"
+cargo clippy --all-targets --locked -- -D warnings
+
+heading "cargo doc"
+RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
+
+heading "tests"
+if have cargo-nextest; then
+  cargo nextest run --locked
+  cargo test --doc --locked
+else
+  cargo test --locked
+fi
+
+heading "buf lint"
+if [ -n "$buf" ]; then
+  "$buf" lint
+  printf 'the contract is clean\n'
+else
+  skipped+=("buf lint (npm could not install buf)")
+  printf 'SKIPPED: buf is missing\n'
+fi
+
+heading "python client"
+cargo build --locked
+binary=${CARGO_TARGET_DIR:-target}/debug/surveylab-gateway
+"$python" tests/python/client.py "$binary"
+
+heading "README's tables"
+"$python" tests/readme.py "$binary"
+
+heading "smoke test of README"
+if have grpcurl || [ -n "$buf" ]; then
+  BUF=$buf tests/smoke.sh
+else
+  skipped+=("the smoke test of README (neither grpcurl nor buf is there)")
+  printf 'SKIPPED: neither grpcurl nor buf is there\n'
+fi
+
+heading "result"
+for what in ${skipped[@]+"${skipped[@]}"}; do
+  printf 'SKIPPED: %s\n' "$what"
+done
+if [ ${#skipped[@]} -eq 0 ]; then
+  printf 'all checks passed\n'
+else
+  printf 'all other checks passed\n'
+fi

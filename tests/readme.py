@@ -1,0 +1,63 @@
+"""Holds README's tables to the program.
+
+    readme.py path/to/surveylab-gateway
+
+Every flag of `serve` has a row with its environment variable and its default, and there is no other; every reason of an
+error has a row.
+"""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def rows(readme, heading):
+    """The table rows of a section: lists of cells."""
+    section = readme.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
+
+
+def flags(binary):
+    """Each flag of `serve --help` with its environment variable and its default."""
+    # Not the environment's: it would show in the help.
+    text = subprocess.run([binary, "serve", "--help"], check=True, capture_output=True, text=True, env={}).stdout
+    for block in re.split(r"\n(?= +(?:-\w, )?--)", text)[1:]:
+        name = re.search(r"--([a-z][a-z-]*)", block)[1]
+        if name not in ("help", "version"):
+            variable = re.search(r"\[env: ([A-Z_]+)", block)
+            default = re.search(r"^ *\[default: (.*)\]$", block, re.M)
+            yield f"--{name}", variable and variable[1], default and default[1]
+
+
+def main():
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    readme = (ROOT / "README.md").read_text("utf-8")
+    wrong = []
+
+    settings = {cells[0].split("`")[1].split()[0]: cells for cells in rows(readme, "Settings") if "`--" in cells[0]}
+    known = {flag: (variable, default) for flag, variable, default in flags(sys.argv[1])}
+    wrong += [f"{flag} has no row among the settings" for flag in known if flag not in settings]
+    wrong += [f"{flag} is no flag of serve" for flag in settings if flag not in known]
+    for flag in known.keys() & settings.keys():
+        variable, default = known[flag]
+        if variable and f"`{variable}`" not in settings[flag][1]:
+            wrong.append(f"{flag} can be set by {variable}")
+        if default and settings[flag][2].strip() != f"`{default}`":
+            wrong.append(f"{flag} has the default {default}")
+
+    source = "".join((ROOT / "src" / name).read_text("utf-8") for name in ("invitation/failure.rs", "grpc/status.rs"))
+    reasons = set(re.findall(r'"([A-Z]+(?:_[A-Z]+)+)"', source))
+    told = {cell.strip() for cells in rows(readme, "Errors") for cell in cells}
+    wrong += [f"{reason} has no row among the errors" for reason in sorted(reasons - told)]
+
+    if wrong or not known or not reasons:
+        sys.exit("\n".join(["README is wrong:", *wrong]))
+    print(f"README has {len(known)} settings and {len(reasons)} reasons of errors, as the program has")
+
+
+if __name__ == "__main__":
+    main()
