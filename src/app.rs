@@ -68,7 +68,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     let args = &config.args;
     let clock = Clock::system();
     let listeners = Listeners::bind(&config).await?;
-    let ledger = open_ledger(&args.ledger, &clock)?;
+    let ledger = open_ledger(&config.ledger, &clock)?;
     let sandbox = match config.upstream {
         Upstream::Sandbox => Some(
             Sandbox::start(sandbox::Config::default())
@@ -196,7 +196,7 @@ fn announce(config: &Config, listeners: &Listeners, sandbox: Option<&Sandbox>) {
             "sandbox: no request reaches SurveyLab, no e-mail is sent"
         );
     }
-    if args.ledger == LedgerUrl::Memory {
+    if config.ledger == LedgerUrl::Memory {
         tracing::warn!("the ledger is in memory: a restart forgets every key");
     }
     let local = |listener: &TcpListener| {
@@ -207,7 +207,7 @@ fn announce(config: &Config, listeners: &Listeners, sandbox: Option<&Sandbox>) {
     tracing::info!(
         grpc = local(&listeners.grpc),
         admin = local(&listeners.admin),
-        ledger = %args.ledger,
+        ledger = %config.ledger,
         rate = %args.rate,
         burst = args.burst,
         version = env!("CARGO_PKG_VERSION"),

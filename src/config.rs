@@ -7,6 +7,11 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::{dispatch::OnServerError, rate::Rate, surveylab::http::Endpoint};
 
+/// The ledger where none is named. What only the sandbox has seen must not count as added in SurveyLab, so a sandbox gets
+/// a file of its own.
+const LEDGER: &str = "surveylab-gateway.db";
+const SANDBOX_LEDGER: &str = "surveylab-gateway-sandbox.db";
+
 /// The environment variable that holds the token itself. Never a flag: flags show in process lists.
 const TOKEN_VARIABLE: &str = "SURVEYLAB_API_TOKEN";
 
@@ -47,14 +52,12 @@ pub struct ServeArgs {
     )]
     pub admin_listen: SocketAddr,
 
-    /// Where keys are kept: sqlite:PATH, or memory: for trials (forgets everything when it ends).
-    #[arg(
-        long,
-        env = "GATEWAY_LEDGER",
-        default_value = "sqlite:surveylab-gateway.db",
-        hide_env_values = true
-    )]
-    pub ledger: LedgerUrl,
+    /// Where keys are kept: sqlite:PATH, or memory: for trials (forgets everything when it ends). Where none is named, a
+    /// sandbox uses sqlite:surveylab-gateway-sandbox.db.
+    ///
+    /// [default: sqlite:surveylab-gateway.db]
+    #[arg(long, env = "GATEWAY_LEDGER", hide_env_values = true)]
+    pub ledger: Option<LedgerUrl>,
 
     /// Requests to SurveyLab at most, retries included: 5/s, 120/m, 1000/h.
     #[arg(long, env = "GATEWAY_RATE", default_value = "2/s")]
@@ -96,8 +99,7 @@ pub struct ServeArgs {
     #[arg(long, env = "GATEWAY_DRAIN_TIMEOUT", value_name = "TIME", default_value = "25s", value_parser = duration)]
     pub drain_timeout: Duration,
 
-    /// Send to an in-process fake of SurveyLab instead of the real one, to try things on. The ledger records its keys like
-    /// real ones: give it a ledger of its own.
+    /// Send to an in-process fake of SurveyLab instead of the real one, to try things on.
     #[arg(long, env = "GATEWAY_SANDBOX", value_parser = BoolishValueParser::new())]
     pub sandbox: bool,
 
@@ -161,6 +163,7 @@ pub enum Upstream {
 #[derive(Clone, Debug)]
 pub struct Config {
     pub upstream: Upstream,
+    pub ledger: LedgerUrl,
     pub args: ServeArgs,
 }
 
@@ -192,7 +195,11 @@ impl TryFrom<ServeArgs> for Config {
                 token: token(&args)?,
             }
         };
-        Ok(Self { upstream, args })
+        let ledger = args.ledger.clone().unwrap_or_else(|| {
+            let name = if args.sandbox { SANDBOX_LEDGER } else { LEDGER };
+            LedgerUrl::Sqlite(name.into())
+        });
+        Ok(Self { upstream, ledger, args })
     }
 }
 

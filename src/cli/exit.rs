@@ -22,8 +22,11 @@ pub enum Exit {
 
 impl Exit {
     pub fn of(error: &Status) -> Self {
-        let reason = error.get_details_error_info().map(|info| info.reason);
-        if reason.as_deref() == Some(Reason::OutcomeInDoubt.as_str()) {
+        let in_doubt = error.get_details_error_info().is_some_and(|info| {
+            let state = info.metadata.get("state").map(String::as_str);
+            info.reason == Reason::OutcomeInDoubt.as_str() || state == Some("IN_DOUBT")
+        });
+        if in_doubt {
             return Self::InDoubt;
         }
         match error.code() {

@@ -178,6 +178,7 @@ impl Trip {
             Verdict::InDoubt { failure } => Attempt::Answered(Err(failure)),
             Verdict::Failed { mut failure, again } => {
                 failure.sent = attempts.sent;
+                failure.still_in_doubt = was_in_doubt;
                 if again == Again::AfterPause {
                     let pause = self.core.limiter.snapshot().pause;
                     failure.retry_after = Some(pause.max(LATER));

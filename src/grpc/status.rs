@@ -122,14 +122,20 @@ pub fn status(failure: &Failure) -> Status {
     if let Some(http_status) = failure.http_status {
         metadata.insert("http_status".into(), http_status.to_string());
     }
+    if failure.still_in_doubt {
+        metadata.insert("state".into(), "IN_DOUBT".into());
+    }
     let mut details = ErrorDetails::with_error_info(failure.reason.as_str(), domain, metadata);
     if let Some(after) = failure.retry_after {
         details.set_retry_info(Some(after));
     }
-    let message = match &failure.notification {
-        Some(words) if !words.is_empty() => format!("{message}. It said: {words}"),
-        _ => message.to_string(),
-    };
+    let mut message = message.to_string();
+    if let Some(words) = failure.notification.as_deref().filter(|words| !words.is_empty()) {
+        message = format!("{message}. It said: {words}");
+    }
+    if failure.still_in_doubt {
+        message.push_str(". The key stays in doubt: an earlier request may have added the respondent");
+    }
     Status::with_error_details(code, message, details)
 }
 

@@ -60,7 +60,7 @@ async fn drive(
             }
             () = passed(deadline), if reading => {
                 reading = false;
-                end = Some(Status::deadline_exceeded("the stream's deadline passed"));
+                end = Some(status::status(&Failure::new(Reason::DeadlineAfterSend, Sent::Unknown)));
             }
             free = results.clone().reserve_owned(), if reading && place.is_none() => place = taken(free),
             message = requests.message(), if reading && place.is_some() => match message {

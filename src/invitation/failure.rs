@@ -94,6 +94,8 @@ pub struct Failure {
     pub notification: Option<String>,
     /// The caller's own deadline passed, rather than being foreseen to pass.
     pub deadline_passed: bool,
+    /// The key was in doubt before this call resent it, and still is: what became of the earlier request stays unknown.
+    pub still_in_doubt: bool,
 }
 
 impl Failure {
@@ -105,6 +107,7 @@ impl Failure {
             retry_after: None,
             notification: None,
             deadline_passed: false,
+            still_in_doubt: false,
         }
     }
 

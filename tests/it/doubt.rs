@@ -208,6 +208,11 @@ async fn a_resend_that_is_refused_leaves_the_doubt() {
     sandbox.set_faults(vec![Fault::status(404)]);
     let error = add(&client, resent("k")).await.unwrap_err();
     assert_eq!((error.code, &*error.reason), (Code::NotFound, "SURVEYLAB_NOT_FOUND"));
+    assert_eq!(
+        error.metadata.get("state").map(String::as_str),
+        Some("IN_DOUBT"),
+        "{error:?}"
+    );
     sandbox.clear_faults();
     assert_held(&add(&client, request("k")).await.unwrap_err(), "k");
     assert_eq!(sandbox.report().requests, 2);
