@@ -79,8 +79,7 @@ async fn no_window_of_time_carries_more_than_burst_and_rate_allow() {
     let sandbox = surveylab().await;
     let sandbox_started = Instant::now();
     let options = Options::new().flag("--rate", "100/s").flag("--burst", 5);
-    // In memory: a request that waits for a disk arrives late, and too close to the next one.
-    let gateway = Gateway::with(options.flag("--ledger", "memory:"), &sandbox).await;
+    let gateway = Gateway::with(options, &sandbox).await;
     let client = gateway.client().await;
     let lateness = Lateness::measure();
     let begin = Instant::now();
