@@ -20,6 +20,9 @@ use crate::{
 /// For name, TCP and TLS of a new connection to SurveyLab.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// For the last answers, after the drain timeout has passed.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
+
 /// Why the gateway did not run, or not to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -49,7 +52,18 @@ pub struct Listeners {
     pub admin: TcpListener,
 }
 
+impl Error {
+    /// Is a setting wrong, so that only another one helps?
+    pub fn is_of_a_setting(&self) -> bool {
+        matches!(
+            self,
+            Self::Ledger(ledger::Error::Unusable(_)) | Self::Client(http::Error::NoToken | http::Error::NoRoom)
+        )
+    }
+}
+
 impl Listeners {
+    /// Binds both, or says which one can't be had.
     pub async fn bind(config: &Config) -> Result<Self, Error> {
         Ok(Self {
             grpc: bind("listen", config.args.listen).await?,
@@ -67,7 +81,6 @@ async fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, Er
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
     let args = &config.args;
     let clock = Clock::system();
-    let listeners = Listeners::bind(&config).await?;
     let ledger = open_ledger(&config.ledger, &clock)?;
     let sandbox = match config.upstream {
         Upstream::Sandbox => Some(
@@ -78,6 +91,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         Upstream::SurveyLab { .. } => None,
     };
     let surveylab = HttpSurveyLab::new(http_config(&config, sandbox.as_ref(), &clock)?)?;
+    // After all that can be wrong with a setting.
+    let listeners = Listeners::bind(&config).await?;
     let (limiter, pacer) = Limiter::new(limiter::Settings {
         rate: args.rate,
         burst: args.burst.get(),
@@ -135,7 +150,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         _ = &mut admin => Some(Error::Ended("admin server")),
     };
 
-    tracing::info!(timeout = ?args.drain_timeout, on_the_wire = dispatcher.under_way(), "shutting down");
+    tracing::info!(timeout = ?args.drain_timeout, on_the_wire = dispatcher.on_the_wire(), "shutting down");
     let drained = timeout(args.drain_timeout, async {
         // First refuse and finish, while clients can still see why; then close the connections.
         health.draining().await;
@@ -149,12 +164,23 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     })
     .await;
     if drained.is_err() {
-        tracing::warn!(
-            on_the_wire = dispatcher.under_way(),
-            "the drain timeout passed: what is still on the wire will be in doubt"
-        );
+        let on_the_wire = dispatcher.on_the_wire();
+        if on_the_wire > 0 {
+            tracing::warn!(
+                on_the_wire,
+                "the drain timeout passed: what is still on the wire will be in doubt"
+            );
+        } else {
+            tracing::warn!("the drain timeout passed: connections that did not end are cut");
+        }
+        stop.cancel();
+        tasks.close();
     }
     dispatcher.cut_off().await;
+    if drained.is_err() {
+        // Those that were cut off can still be told so.
+        let _too_late = timeout(FLUSH_TIMEOUT, tasks.wait()).await;
+    }
     ledger.close().await;
     if let Some(sandbox) = sandbox {
         tracing::info!("sandbox: {}", sandbox.report());

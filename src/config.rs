@@ -22,7 +22,7 @@ const TOKEN_VARIABLE: &str = "SURVEYLAB_API_TOKEN";
 pub struct ServeArgs {
     /// File that holds SurveyLab's API token. The token itself may be given in the environment as SURVEYLAB_API_TOKEN,
     /// never as a flag. Required, unless --sandbox.
-    #[arg(long, env = "SURVEYLAB_API_TOKEN_FILE", value_name = "FILE")]
+    #[arg(long, env = "SURVEYLAB_API_TOKEN_FILE", value_name = "FILE", hide_env_values = true)]
     pub api_token_file: Option<PathBuf>,
 
     /// SurveyLab's webhook.
@@ -30,7 +30,9 @@ pub struct ServeArgs {
         long,
         env = "SURVEYLAB_URL",
         value_name = "URL",
-        default_value = "https://app.surveylab.com/api.php"
+        default_value = "https://app.surveylab.com/api.php",
+        // Of both: people paste a whole request, with the token in it.
+        hide_env_values = true
     )]
     pub surveylab_url: Endpoint,
 
@@ -177,8 +179,9 @@ pub enum Error {
     NoToken,
     #[error("both --api-token-file (SURVEYLAB_API_TOKEN_FILE) and SURVEYLAB_API_TOKEN are set: keep one")]
     TwoTokens,
-    #[error("--api-token-file (SURVEYLAB_API_TOKEN_FILE): {}: {source}", path.display())]
-    TokenFile { path: PathBuf, source: std::io::Error },
+    /// Without the path: people paste the token itself there.
+    #[error("--api-token-file (SURVEYLAB_API_TOKEN_FILE): the file can't be read: {0}")]
+    TokenFile(std::io::Error),
     #[error("{0}: the token must be one line of visible ASCII characters, at most 1024")]
     BadToken(&'static str),
 }
@@ -210,10 +213,7 @@ fn token(args: &ServeArgs) -> Result<SecretString, Error> {
         (None, None) => return Err(Error::NoToken),
         (None, Some(token)) => (token.into_string().unwrap_or_default(), TOKEN_VARIABLE),
         (Some(path), None) => {
-            let text = fs::read_to_string(path).map_err(|source| Error::TokenFile {
-                path: path.clone(),
-                source,
-            })?;
+            let text = fs::read_to_string(path).map_err(Error::TokenFile)?;
             (text, "--api-token-file (SURVEYLAB_API_TOKEN_FILE)")
         }
     };
@@ -233,7 +233,7 @@ fn at_most<const MAX: u32>(text: &str) -> Result<NonZeroU32, String> {
 }
 
 /// A time span such as `30s`, `500ms` or `2m`; not zero, and not so long that adding it to a clock overflows.
-fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
     match humantime::parse_duration(text) {
         Ok(span) if !span.is_zero() && span <= LONGEST => Ok(span),

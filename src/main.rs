@@ -1,9 +1,9 @@
-use std::env;
+use std::{env, ffi::OsStr};
 
 use clap::{CommandFactory as _, Parser as _};
 use surveylab_gateway::{
     app,
-    cli::{self, Cli, Command, Exit, usage},
+    cli::{self, Cli, Command, Exit, output::complain, usage},
     config::{Config, ServeArgs},
     metrics, shutdown, telemetry,
 };
@@ -11,14 +11,23 @@ use surveylab_gateway::{
 fn main() -> Exit {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => match usage::line(&error, &Cli::command(), env::args().nth(1).as_deref()) {
+        Err(error) => match usage::line(
+            &error,
+            &Cli::command(),
+            env::args_os().nth(1).as_deref().and_then(OsStr::to_str),
+        ) {
             Some(line) => return fail(Exit::Usage, &line),
             None => error.exit(),
         },
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     match runtime {
-        Ok(runtime) => runtime.block_on(run(cli.command)),
+        Ok(runtime) => {
+            let exit = runtime.block_on(run(cli.command));
+            // Does not wait for a name that is still being resolved.
+            runtime.shutdown_background();
+            exit
+        }
         Err(error) => fail(Exit::TryAgain, &format!("can't start: {error}")),
     }
 }
@@ -48,6 +57,7 @@ async fn serve(args: ServeArgs) -> Exit {
     }
     match app::run(config, shutdown).await {
         Ok(()) => Exit::Ok,
+        Err(error) if error.is_of_a_setting() => fail(Exit::Usage, &error.to_string()),
         Err(error) => fail(Exit::TryAgain, &error.to_string()),
     }
 }
@@ -64,6 +74,6 @@ async fn sandbox(args: cli::sandbox::SandboxArgs) -> Exit {
 }
 
 fn fail(exit: Exit, line: &str) -> Exit {
-    eprintln!("surveylab-gateway: {line}");
+    complain(format_args!("surveylab-gateway: {line}"));
     exit
 }

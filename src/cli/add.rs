@@ -6,6 +6,7 @@ use serde_json::json;
 use super::{
     Exit,
     client::{ClientArgs, Output, report, time_text},
+    output::say,
 };
 use crate::proto::{AddRespondentRequest, AddRespondentResponse, Outcome};
 
@@ -129,15 +130,18 @@ fn print(response: &AddRespondentResponse, output: Output) {
             value["notification"] = json!(response.notification);
             value["attempts"] = json!(response.attempts);
         }
-        println!("{value}");
+        say(format_args!("{value}"));
         return;
     }
     let crk = &response.crk;
     let at = added_at.unwrap_or_default();
     match response.outcome() {
-        Outcome::Added => println!("added: {crk} at {at}; SurveyLab said: {}", response.notification),
-        Outcome::Duplicate => println!("duplicate: {crk} was added at {at}; nothing was sent"),
-        Outcome::WouldAdd => println!("would add: {crk}; nothing was sent"),
-        Outcome::Unspecified => println!("answered: {crk}"),
+        Outcome::Added => say(format_args!(
+            "added: {crk} at {at}; SurveyLab said: {}",
+            response.notification
+        )),
+        Outcome::Duplicate => say(format_args!("duplicate: {crk} was added at {at}; nothing was sent")),
+        Outcome::WouldAdd => say(format_args!("would add: {crk}; nothing was sent")),
+        Outcome::Unspecified => say(format_args!("answered: {crk}")),
     }
 }

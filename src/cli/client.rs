@@ -10,8 +10,12 @@ use tonic::{
 };
 use tonic_types::StatusExt as _;
 
-use super::Exit;
+use super::{
+    Exit,
+    output::{complain, say},
+};
 use crate::{
+    config::duration,
     metrics::code_name,
     proto::{Invitation, InvitationState, invitation_service_client::InvitationServiceClient},
 };
@@ -29,7 +33,7 @@ pub struct ClientArgs {
     pub target: Target,
 
     /// How long to wait for an answer.
-    #[arg(long, value_name = "TIME", default_value = "90s", value_parser = humantime::parse_duration, global = true)]
+    #[arg(long, value_name = "TIME", default_value = "90s", value_parser = duration, global = true)]
     pub timeout: Duration,
 }
 
@@ -96,8 +100,8 @@ impl Output {
 /// Tells of an error: a program on stdout, a person on stderr.
 pub fn report(error: &Status, output: Output) -> Exit {
     match output {
-        Output::Json => println!("{}", json!({ "error": error_json(error) })),
-        Output::Human => eprintln!("{}", error_text(error)),
+        Output::Json => say(format_args!("{}", json!({ "error": error_json(error) }))),
+        Output::Human => complain(format_args!("{}", error_text(error))),
     }
     Exit::of(error)
 }

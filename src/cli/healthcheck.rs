@@ -6,6 +6,7 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 use super::{
     Exit,
     client::{ClientArgs, Output, report},
+    output::say,
 };
 
 /// Ask a running gateway for its health: exit code 0 if it serves, 1 if not.
@@ -23,11 +24,11 @@ pub async fn run(args: HealthcheckArgs) -> Exit {
     };
     match answer.await {
         Ok(ServingStatus::Serving) => {
-            println!("serving");
+            say(format_args!("serving"));
             Exit::Ok
         }
         Ok(_) => {
-            println!("not serving");
+            say(format_args!("not serving"));
             Exit::TryAgain
         }
         Err(error) => {

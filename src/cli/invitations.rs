@@ -8,6 +8,7 @@ use tonic::Status;
 use super::{
     Exit,
     client::{ClientArgs, Output, invitation_json, last_error, report, state_name, time_text},
+    output::say,
 };
 use crate::{
     metrics::code_name,
@@ -149,7 +150,7 @@ async fn list(args: ListArgs, output: Output) -> Result<(), Status> {
         }
     }
     if shown == 0 && output == Output::Human {
-        println!("none");
+        say(format_args!("none"));
     }
     Ok(())
 }
@@ -221,12 +222,12 @@ fn show(invitation: Result<Invitation, Status>, output: Output) -> Exit {
         Err(error) => return report(&error, output),
     };
     if output == Output::Json {
-        println!("{}", invitation_json(&invitation));
+        say(format_args!("{}", invitation_json(&invitation)));
         return Exit::Ok;
     }
     let line = |name: &str, value: Option<String>| {
         if let Some(value) = value {
-            println!("{name:<11} {value}");
+            say(format_args!("{name:<11} {value}"));
         }
     };
     line("collector", Some(invitation.collector_id.clone()));

@@ -9,6 +9,7 @@ mod client;
 mod exit;
 pub mod healthcheck;
 pub mod invitations;
+pub mod output;
 pub mod sandbox;
 pub mod usage;
 

@@ -1,16 +1,12 @@
 //! `sandbox`: a fake SurveyLab to try things on.
 
-use std::{
-    io::{self, Write},
-    net::SocketAddr,
-    num::NonZeroU32,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, num::NonZeroU32, time::Duration};
 
 use clap::Args;
 use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 
+use super::output::say;
 use crate::{
     rate::Rate,
     sandbox::{Config, FAULT_HELP, Fault, Limit, OnRepeat, Sandbox},
@@ -107,12 +103,6 @@ pub async fn run(args: SandboxArgs, shutdown: CancellationToken) -> Result<(), E
     sandbox.stop().await;
     say(format_args!("{report}"));
     Ok(())
-}
-
-/// A closed stdout is no reason to stop.
-fn say(line: std::fmt::Arguments<'_>) {
-    let mut stdout = io::stdout().lock();
-    let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use tokio::{pin, select, time::sleep};
 
 use super::{
     Added, Answer, Core, Outcome,
-    in_flight::{Landing, Terms},
+    in_flight::{Landing, Progress, Terms},
     known, ledger_unavailable, retry, reused,
     verdict::{Again, LATER, Verdict},
 };
@@ -57,7 +57,7 @@ impl Trip {
         let cut_off = self.core.cut_off.clone();
         let answer = select! {
             biased;
-            () = cut_off.cancelled() => None,
+            () = cut_off.cancelled() => Some(Err(self.cut_off())),
             answer = self.answer() => answer,
         };
         if let Some(answer) = answer {
@@ -65,7 +65,15 @@ impl Trip {
         }
     }
 
-    /// `None` if nobody waits for an answer any more.
+    /// What callers are told of a flight that the end of the process cuts short.
+    fn cut_off(&self) -> Failure {
+        match *self.landing.flight.progress.borrow() {
+            Progress::OnTheWire => Failure::new(Reason::OutcomeInDoubt, Sent::Unknown),
+            _ => Failure::new(Reason::ShuttingDown, Sent::No).retry_after(LATER),
+        }
+    }
+
+    /// `None` if nobody waits for an answer any more, or all have been told one.
     async fn answer(&self) -> Option<Answer> {
         let mut attempts = Attempts {
             made: 0,
@@ -73,13 +81,11 @@ impl Trip {
             last: None,
         };
         loop {
-            let (permit, doubt) = match self.permit().await? {
+            let permit = match self.permit().await? {
                 Ok(permit) => permit,
                 Err(refused) => return Some(Err(attempts.refused(refused))),
             };
-            if !self.core.in_flight.commit(&self.landing.flight) {
-                return None;
-            }
+            let doubt = self.core.in_flight.commit(&self.landing.flight)?;
             let again = match self.attempt(permit, doubt, &mut attempts).await {
                 Attempt::Answered(answer) => return Some(answer),
                 Attempt::Announced => return None,
@@ -93,7 +99,7 @@ impl Trip {
     }
 
     /// Waits for a permit on the flight's terms, which get better when callers join. `None` once it is abandoned.
-    async fn permit(&self) -> Option<Result<(Permit, Doubt), Refused>> {
+    async fn permit(&self) -> Option<Result<Permit, Refused>> {
         let flight = &self.landing.flight;
         loop {
             let terms = self.terms()?;
@@ -112,11 +118,10 @@ impl Trip {
                     }
                 }
             };
-            let now = self.terms()?;
             match got {
                 None => {}
-                Some(Err(Refused::WaitTooLong { .. })) if now.until != terms.until => {}
-                Some(got) => return Some(got.map(|permit| (permit, now.doubt))),
+                Some(Err(Refused::WaitTooLong { .. })) if self.terms()?.until != terms.until => {}
+                got => return got,
             }
         }
     }
@@ -144,7 +149,7 @@ impl Trip {
         };
         if permit.token().await.is_err() {
             drop(permit);
-            return match self.end(End::Release, Sent::No).await {
+            return match self.end(End::Release, attempts.sent).await {
                 Recorded::Quietly => Attempt::TooLate,
                 Recorded::Late => Attempt::Announced,
             };
@@ -177,6 +182,10 @@ impl Trip {
             }))),
             Verdict::InDoubt { failure } => Attempt::Answered(Err(failure)),
             Verdict::Failed { mut failure, again } => {
+                if was_in_doubt && again != Again::No {
+                    // Clients retry UNAVAILABLE by themselves, and a key in doubt is not to be sent again unasked.
+                    failure.reason = Reason::OutcomeInDoubt;
+                }
                 failure.sent = attempts.sent;
                 failure.still_in_doubt = was_in_doubt;
                 if again == Again::AfterPause {

@@ -53,7 +53,6 @@ pub struct Flight {
 pub struct Terms {
     pub lane: Lane,
     pub until: Option<Instant>,
-    pub doubt: Doubt,
 }
 
 impl Terms {
@@ -61,7 +60,6 @@ impl Terms {
         Self {
             lane: call.lane,
             until: call.until,
-            doubt: call.doubt,
         }
     }
 
@@ -69,9 +67,6 @@ impl Terms {
         let before = *self;
         if with.lane == Lane::Unary {
             self.lane = Lane::Unary;
-        }
-        if with.doubt == Doubt::Resend {
-            self.doubt = Doubt::Resend;
         }
         self.until = match (self.until, with.until) {
             (Some(a), Some(b)) => Some(a.max(b)),
@@ -84,9 +79,28 @@ impl Terms {
 struct Seats {
     flight: Arc<Flight>,
     callers: usize,
+    /// So many of the callers wish a key in doubt to be sent again.
+    resenders: usize,
     terms: Terms,
     /// A request may be on the wire, or an outcome is being recorded: it goes on without callers too.
     committed: bool,
+}
+
+impl Seats {
+    fn take(&mut self, doubt: Doubt) {
+        self.callers += 1;
+        self.resenders += usize::from(doubt == Doubt::Resend);
+    }
+
+    fn give_back(&mut self, doubt: Doubt) {
+        self.callers -= 1;
+        self.resenders -= usize::from(doubt == Doubt::Resend);
+    }
+
+    /// A second e-mail is risked only while somebody who wants it is there.
+    fn doubt(&self) -> Doubt {
+        if self.resenders > 0 { Doubt::Resend } else { Doubt::Hold }
+    }
 }
 
 #[derive(Default)]
@@ -114,11 +128,11 @@ impl InFlight {
                 if seats.flight.fingerprint != invitation.fingerprint {
                     return Entered::Reused;
                 }
-                seats.callers += 1;
+                seats.take(call.doubt);
                 if seats.terms.improve(Terms::of(call)) {
                     seats.flight.improved.notify_one();
                 }
-                Entered::Joins(self.seat(&seats.flight))
+                Entered::Joins(self.seat(&seats.flight, call.doubt))
             }
             Entry::Vacant(entry) => {
                 let flight = Arc::new(Flight {
@@ -129,14 +143,17 @@ impl InFlight {
                     improved: Notify::new(),
                     credited: AtomicBool::new(false),
                 });
-                entry.insert(Seats {
+                let mut seats = Seats {
                     flight: flight.clone(),
-                    callers: 1,
+                    callers: 0,
+                    resenders: 0,
                     terms: Terms::of(call),
                     committed: false,
-                });
+                };
+                seats.take(call.doubt);
+                entry.insert(seats);
                 Entered::Leads(Lead {
-                    seat: self.seat(&flight),
+                    seat: self.seat(&flight, call.doubt),
                     landing: Landing {
                         in_flight: self.clone(),
                         flight,
@@ -161,13 +178,25 @@ impl InFlight {
         self.with(flight, |seats| seats.terms)
     }
 
-    /// From here on the flight goes on whoever leaves. False if nobody wanted it any more.
-    pub fn commit(&self, flight: &Arc<Flight>) -> bool {
-        let committed = self.with(flight, |seats| seats.committed = true).is_some();
-        if committed {
-            flight.progress.send_replace(Progress::OnTheWire);
-        }
-        committed
+    /// What to do should the key be in doubt, going by those who wait now.
+    pub fn doubt(&self, flight: &Arc<Flight>) -> Doubt {
+        self.with(flight, |seats| seats.doubt()).unwrap_or(Doubt::Hold)
+    }
+
+    /// From here on the flight goes on whoever leaves. Tells what to do should the key be in doubt, or `None` if nobody
+    /// wanted the flight any more.
+    pub fn commit(&self, flight: &Arc<Flight>) -> Option<Doubt> {
+        let doubt = self.with(flight, |seats| {
+            seats.committed = true;
+            seats.doubt()
+        })?;
+        flight.progress.send_replace(Progress::OnTheWire);
+        Some(doubt)
+    }
+
+    /// Keys with a request that may be on the wire, or an outcome to be recorded.
+    pub fn committed(&self) -> usize {
+        self.lock().values().filter(|seats| seats.committed).count()
     }
 
     /// Nothing is on the wire any more, and the flight is to wait again. False if nobody is left to wait for it: then it
@@ -189,7 +218,7 @@ impl InFlight {
         true
     }
 
-    fn leave(&self, flight: &Arc<Flight>) {
+    fn leave(&self, flight: &Arc<Flight>, doubt: Doubt) {
         let mut flights = self.lock();
         let Some(seats) = flights
             .get_mut(&flight.key)
@@ -197,7 +226,7 @@ impl InFlight {
         else {
             return;
         };
-        seats.callers -= 1;
+        seats.give_back(doubt);
         if seats.callers == 0 && !seats.committed {
             flights.remove(&flight.key);
             flight.abandoned.cancel();
@@ -220,8 +249,9 @@ impl InFlight {
         Arc::ptr_eq(&seats.flight, flight).then(|| f(seats))
     }
 
-    fn seat(self: &Arc<Self>, flight: &Arc<Flight>) -> Seat {
+    fn seat(self: &Arc<Self>, flight: &Arc<Flight>, doubt: Doubt) -> Seat {
         Seat {
+            doubt,
             in_flight: self.clone(),
             flight: flight.clone(),
             progress: flight.progress.subscribe(),
@@ -241,6 +271,7 @@ pub enum Observed {
 
 /// A caller's interest in a flight. Dropping it withdraws the interest.
 pub struct Seat {
+    doubt: Doubt,
     in_flight: Arc<InFlight>,
     flight: Arc<Flight>,
     progress: watch::Receiver<Progress>,
@@ -257,9 +288,15 @@ impl Seat {
         }
     }
 
-    /// How far the flight has come.
-    pub fn progress(&self) -> Progress {
-        self.progress.borrow().clone()
+    /// Waits until nothing is on the wire, and tells what is then.
+    pub async fn off_the_wire(&mut self) -> Progress {
+        let off = |progress: &Progress| !matches!(progress, Progress::OnTheWire);
+        let progress = self.progress.wait_for(off).await.map(|progress| progress.clone());
+        match progress {
+            Ok(Progress::Done(answer)) => Progress::Done(self.credit(answer)),
+            Ok(progress) => progress,
+            Err(_) => Progress::Gone,
+        }
     }
 
     /// Exactly one of those who waited for the request has added the respondent.
@@ -275,7 +312,7 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.in_flight.leave(&self.flight);
+        self.in_flight.leave(&self.flight, self.doubt);
     }
 }
 

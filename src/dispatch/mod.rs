@@ -164,14 +164,15 @@ impl Dispatcher {
                 Observed::Nobody => break,
                 Observed::Reused => return Err(reused()),
                 Observed::UnderWay(mut progress) => {
-                    let ended = progress.wait_for(|p| matches!(p, Progress::Done(_) | Progress::Gone));
-                    let ended = within(call.deadline, ended).await?;
-                    // An outcome that can't be recorded stays under way; every other one is in the ledger.
-                    if let Ok(progress) = ended
-                        && let Progress::Done(Err(failure)) = &*progress
-                        && failure.reason == Reason::LedgerUnavailable
-                    {
-                        return Err(failure.clone());
+                    let off = progress.wait_for(|progress| !matches!(progress, Progress::OnTheWire));
+                    match within(call.deadline, off).await?.as_deref() {
+                        // An outcome that can't be recorded stays under way; every other one is in the ledger.
+                        Ok(Progress::Done(Err(failure))) if failure.reason == Reason::LedgerUnavailable => {
+                            return Err(failure.clone());
+                        }
+                        // Nothing of it is in the ledger that was not there before.
+                        Ok(Progress::Waiting { .. }) => break,
+                        _ => {}
                     }
                 }
             }
@@ -223,9 +224,9 @@ impl Dispatcher {
         self.core.trips.wait().await;
     }
 
-    /// Keys with a request on the wire, or an outcome to be recorded.
-    pub fn under_way(&self) -> usize {
-        self.core.trips.len()
+    /// Keys with a request that may be on the wire, or an outcome to be recorded.
+    pub fn on_the_wire(&self) -> usize {
+        self.core.in_flight.committed()
     }
 
     async fn lead(&self, lead: Lead, call: &Call) -> Option<Answer> {
@@ -235,11 +236,7 @@ impl Dispatcher {
             Ok(looked_up) => looked_up,
             Err(failure) => return Some(Err(failure)),
         };
-        let doubt = self
-            .core
-            .in_flight
-            .terms(&landing.flight)
-            .map_or(call.doubt, |terms| terms.doubt);
+        let doubt = self.core.in_flight.doubt(&landing.flight);
         let answer = match looked_up {
             Ok(record) => known(record.as_ref(), invitation.fingerprint, doubt),
             Err(error) => Some(Err(ledger_unavailable(&error, Sent::No))),
@@ -253,22 +250,39 @@ impl Dispatcher {
         self.wait(seat, call).await
     }
 
-    /// Waits for a flight's answer, up to the caller's deadline; `None` if the flight ended without one.
+    /// Waits for a flight's answer, up to the call's bounds; `None` if the flight ended without one.
     async fn wait(&self, mut seat: Seat, call: &Call) -> Option<Answer> {
-        let Some(deadline) = call.deadline else {
+        let Some(until) = call.until else {
             return seat.answer().await;
         };
-        let answer = match timeout_at(deadline, seat.answer()).await {
-            Ok(answer) => answer?,
-            Err(_) => Err(match seat.progress() {
-                Progress::OnTheWire => Failure::new(Reason::DeadlineAfterSend, Sent::Unknown),
-                Progress::Waiting { last: Some(last) } => last,
-                _ => Failure::new(Reason::WaitTooLong, Sent::No).retry_after(LATER),
-            }),
+        let deadline = call.deadline;
+        let passed = || deadline.is_some_and(|deadline| deadline <= self.core.clock.now());
+        if let Ok(answer) = timeout_at(until, seat.answer()).await {
+            // The limiter keeps the same time, and may be the first to tell.
+            return answer.map(|answer| {
+                answer.map_err(|mut failure| {
+                    failure.deadline_passed = failure.reason == Reason::WaitTooLong && passed();
+                    failure
+                })
+            });
+        }
+        // From here on only a request on the wire is worth waiting for, by those who have no deadline.
+        let progress = match deadline {
+            None => seat.off_the_wire().await,
+            Some(deadline) => match timeout_at(deadline, seat.off_the_wire()).await {
+                Ok(progress) => progress,
+                Err(_) => return Some(Err(Failure::new(Reason::DeadlineAfterSend, Sent::Unknown))),
+            },
         };
-        Some(answer.map_err(|mut failure| {
-            failure.deadline_passed |= failure.reason == Reason::WaitTooLong && deadline <= self.core.clock.now();
-            failure
+        Some(Err(match progress {
+            Progress::Done(answer) => return Some(answer),
+            Progress::Gone => return None,
+            Progress::Waiting { last: Some(last) } => last,
+            Progress::Waiting { last: None } | Progress::OnTheWire => {
+                let mut failure = Failure::new(Reason::WaitTooLong, Sent::No).retry_after(LATER);
+                failure.deadline_passed = passed();
+                failure
+            }
         }))
     }
 }

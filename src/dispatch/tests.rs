@@ -454,7 +454,7 @@ async fn a_caller_that_leaves_while_waiting_withdraws_unless_another_has_joined(
             assert!(is_added(&follower.await.unwrap()));
         }
         assert_eq!(world.limiter.snapshot().waiting_unary, 0);
-        assert_eq!(world.dispatcher.under_way(), 0);
+        assert!(world.dispatcher.core.trips.is_empty());
     }
 }
 
@@ -613,4 +613,103 @@ async fn validate_only_waits_for_what_is_under_way_and_sends_nothing() {
         reason(world.dispatcher.check(&other).await),
         (Reason::CrkReused, Sent::No)
     );
+}
+
+/// A key in doubt, and a bucket that is empty for a while.
+async fn doubtful_and_slow() -> World {
+    let world = Plan {
+        script: vec![doubtful()],
+        rate: "12/m",
+        burst: 1,
+        ..Plan::default()
+    }
+    .start();
+    assert_eq!(reason(world.add("k").await).0, Reason::OutcomeInDoubt);
+    world
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resend_is_withdrawn_with_the_caller_who_wanted_it() {
+    let world = doubtful_and_slow().await;
+    let mut resend = world.call("k", "a@example.com");
+    resend.doubt = Doubt::Resend;
+    let resender = world.spawn(resend);
+    sleep(ms(100)).await;
+    let other = world.spawn(world.call("k", "a@example.com"));
+    sleep(ms(100)).await;
+    resender.abort();
+    // Who stays has not allowed a second e-mail.
+    assert_eq!(reason(other.await.unwrap()), (Reason::OutcomeInDoubt, Sent::Unknown));
+    assert_eq!(world.requests(), 1);
+    assert_eq!(world.state("k").await, Some(State::InDoubt));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resend_that_was_not_processed_says_that_the_key_is_in_doubt() {
+    let world = scripted([
+        doubtful(),
+        UNAVAILABLE,
+        UNAVAILABLE,
+        UNAVAILABLE,
+        UNAVAILABLE,
+        UNAVAILABLE,
+    ]);
+    assert_eq!(reason(world.add("k").await).0, Reason::OutcomeInDoubt);
+    let mut resend = world.call("k", "a@example.com");
+    resend.doubt = Doubt::Resend;
+    let failure = world.dispatcher.add(&resend).await.unwrap_err();
+    assert_eq!(
+        (failure.reason, failure.http_status),
+        (Reason::OutcomeInDoubt, Some(503))
+    );
+    assert!(failure.still_in_doubt);
+    assert_eq!((world.requests(), world.state("k").await), (6, Some(State::InDoubt)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_no_deadline_waits_no_longer_than_the_longest_wait_whomever_it_joins() {
+    let world = Plan {
+        rate: "1/h",
+        burst: 1,
+        ..Plan::default()
+    }
+    .start();
+    assert!(is_added(&world.add("first").await));
+    let mut item = world.call("k", "a@example.com");
+    (item.lane, item.until) = (Lane::Stream(StreamId(1)), None);
+    let item = world.spawn(item);
+    sleep(ms(10)).await;
+    let begin = Instant::now();
+    let failure = world.add("k").await.unwrap_err();
+    assert_eq!((failure.reason, failure.sent), (Reason::WaitTooLong, Sent::No));
+    assert!(!failure.deadline_passed);
+    assert!(begin.elapsed() <= ms(60_001), "{:?}", begin.elapsed());
+    // A question about it does not wait at all.
+    let begin = Instant::now();
+    let check = world.dispatcher.check(&world.call("k", "a@example.com")).await;
+    assert!(matches!(check, Ok(Outcome::WouldAdd)), "{check:?}");
+    assert_eq!(begin.elapsed(), ms(0));
+    item.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_cut_off_is_told_in_doubt_and_what_waits_that_it_was_not_sent() {
+    let world = Plan {
+        latency: ms(1_000_000),
+        rate: "1/h",
+        burst: 1,
+        ..Plan::default()
+    }
+    .start();
+    let on_the_wire = world.spawn(world.call("sent", "a@example.com"));
+    sleep(ms(50)).await;
+    assert_eq!(world.dispatcher.on_the_wire(), 1);
+    world.dispatcher.close();
+    world.dispatcher.cut_off().await;
+    assert_eq!(
+        reason(on_the_wire.await.unwrap()),
+        (Reason::OutcomeInDoubt, Sent::Unknown)
+    );
+    // New calls end, too.
+    assert_eq!(reason(world.add("late").await), (Reason::ShuttingDown, Sent::No));
 }

@@ -40,7 +40,9 @@ impl Health {
 
     pub async fn draining(&self) {
         for service in SERVICES {
-            reporter_not_serving(&self.reporter, service).await;
+            self.reporter
+                .set_service_status(service, tonic_health::ServingStatus::NotServing)
+                .await;
         }
     }
 
@@ -50,12 +52,6 @@ impl Health {
             self.reporter.clear_service_status(service).await;
         }
     }
-}
-
-async fn reporter_not_serving(reporter: &HealthReporter, service: &str) {
-    reporter
-        .set_service_status(service, tonic_health::ServingStatus::NotServing)
-        .await;
 }
 
 /// All services of the gRPC port.

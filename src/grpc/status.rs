@@ -100,10 +100,15 @@ fn row(failure: &Failure) -> (Code, &'static str, &'static str) {
             GATEWAY,
             "the deadline passed while the request was on the wire; its outcome will be recorded: the same call tells it",
         ),
-        Reason::ShuttingDown => (
+        Reason::ShuttingDown if failure.sent == Sent::No => (
             Code::Unavailable,
             GATEWAY,
             "the gateway is shutting down; the request was not sent",
+        ),
+        Reason::ShuttingDown => (
+            Code::Unavailable,
+            GATEWAY,
+            "the gateway is shutting down; SurveyLab did not process the request, and it was not sent again",
         ),
         Reason::LedgerUnavailable if failure.sent == Sent::No => {
             (Code::Unavailable, GATEWAY, "the ledger can't be used; nothing was sent")
@@ -153,6 +158,27 @@ pub fn invalid(violations: &[Violation]) -> Status {
             .collect::<Vec<_>>(),
     );
     Status::with_error_details(Code::InvalidArgument, named.join("; "), details)
+}
+
+/// A message of a stream that can't be decoded, or is too large. Nothing after it can be read.
+pub fn unreadable(error: &Status) -> Status {
+    match error.code() {
+        // tonic's codes for them.
+        Code::Internal | Code::OutOfRange => {
+            let message = format!("a request can't be read: {}", error.message());
+            Status::with_error_details(Code::InvalidArgument, message, info("INVALID_REQUEST"))
+        }
+        _ => error.clone(),
+    }
+}
+
+/// The end of a stream whose deadline has passed. Each item was told its own error.
+pub fn stream_deadline() -> Status {
+    let mut failure = Failure::new(Reason::WaitTooLong, Sent::No);
+    failure.deadline_passed = true;
+    let details = status(&failure).details().to_vec();
+    let message = "the stream's deadline passed; what was not answered before was not sent";
+    Status::with_details(Code::DeadlineExceeded, message, details.into())
 }
 
 pub fn not_found() -> Status {

@@ -60,7 +60,7 @@ async fn drive(
             }
             () = passed(deadline), if reading => {
                 reading = false;
-                end = Some(status::status(&Failure::new(Reason::DeadlineAfterSend, Sent::Unknown)));
+                end = Some(status::stream_deadline());
             }
             free = results.clone().reserve_owned(), if reading && place.is_none() => place = taken(free),
             message = requests.message(), if reading && place.is_some() => match message {
@@ -73,7 +73,7 @@ async fn drive(
                 Ok(None) => reading = false,
                 Err(broken) => {
                     reading = false;
-                    end = Some(broken);
+                    end = Some(status::unreadable(&broken));
                 }
             },
         }

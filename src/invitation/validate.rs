@@ -82,9 +82,15 @@ fn email(email: &str) -> Option<String> {
     if email.len() > MAX_EMAIL_BYTES {
         return Some(format!("must be at most {MAX_EMAIL_BYTES} bytes"));
     }
-    EmailAddress::parse_with_options(email, Options::default().without_display_text())
-        .err()
-        .map(|error| format!("is not an e-mail address: {error}"))
+    if email.chars().any(char::is_control) {
+        return Some("must not contain control characters".into());
+    }
+    match EmailAddress::parse_with_options(email, Options::default().without_display_text()) {
+        // The parser reads ` <a@b>` as an address with an empty name.
+        Ok(address) if address.email() != email => Some("must be a bare e-mail address".into()),
+        Ok(_) => None,
+        Err(error) => Some(format!("is not an e-mail address: {error}")),
+    }
 }
 
 fn language(language: &str) -> Option<String> {

@@ -127,7 +127,10 @@ pub enum Error {
     /// It can't read or write now: disk full, read-only, database away. A later try can help.
     #[error("the ledger is unavailable: {0}")]
     Unavailable(String),
-    /// It can't be opened as it is: another process owns it, another version wrote it, it is not a ledger.
+    /// Another process owns it.
+    #[error("{0}")]
+    InUse(String),
+    /// It can't be opened as it is: another version wrote it, it is not a ledger, there is no such directory.
     #[error("{0}")]
     Unusable(String),
 }

@@ -85,7 +85,8 @@ impl Adaptive {
         if pause_changed {
             self.pause_until = Some(until);
         }
-        self.next_step = Some(self.pause_until.unwrap_or(now).max(now) + STEP_EVERY);
+        let begin = self.pause_until.unwrap_or(now).max(now);
+        self.next_step = (self.share < 1.0).then(|| begin + STEP_EVERY);
         Learned {
             rate_changed: self.share != share,
             pause_changed,

@@ -92,9 +92,7 @@ impl Bucket {
 
     /// When the `n`th token will be there, if none is taken before `from` and all as soon as they are from then on.
     pub fn earliest(&self, n: usize, from: Instant) -> Instant {
-        let (at, cells) = self.known;
-        let gained = from.saturating_duration_since(at).as_nanos() / self.cell.as_nanos();
-        let have = (u128::from(cells) + gained).min(u128::from(self.capacity));
+        let have = u128::from(self.cells(from));
         let missing = (n as u128 * u128::from(self.token.get())).saturating_sub(have);
         let wait = missing.saturating_mul(self.cell.as_nanos());
         // A year stands for all longer waits.
@@ -106,15 +104,34 @@ impl Bucket {
         self.cell * (self.capacity - self.token.get())
     }
 
-    /// Goes on at another rate, with an empty bucket: what was saved up at the old rate must not come on top.
-    pub fn set_period(&mut self, period: Duration) {
+    /// Goes on at a lower rate, with an empty bucket: what was saved up must not come on top.
+    pub fn cut(&mut self, period: Duration) {
+        self.refit(period, 0);
+    }
+
+    /// Goes on at a higher rate, with what is in the bucket.
+    pub fn raise(&mut self, period: Duration) {
+        let cells = self.cells(Instant::now());
+        self.refit(period, cells);
+    }
+
+    /// Cells at a moment, if none are taken until then.
+    fn cells(&self, at: Instant) -> u32 {
+        let (known_at, cells) = self.known;
+        let gained = at.saturating_duration_since(known_at).as_nanos() / self.cell.as_nanos();
+        let have = (u128::from(cells) + gained).min(u128::from(self.capacity));
+        u32::try_from(have).unwrap_or(self.capacity)
+    }
+
+    fn refit(&mut self, period: Duration, cells: u32) {
         self.cell = cell(period, self.token);
         self.capacity = capacity(period, self.burst, self.token, self.cell);
         self.governor = governor(self.cell, self.capacity, self.token, self.clock);
-        if let Some(all) = NonZeroU32::new(self.capacity) {
-            let _emptied = self.governor.check_n(all);
+        let cells = cells.min(self.capacity);
+        if let Some(missing) = NonZeroU32::new(self.capacity - cells) {
+            let _taken_out = self.governor.check_n(missing);
         }
-        self.known = (Instant::now(), 0);
+        self.known = (Instant::now(), cells);
     }
 }
 

@@ -226,7 +226,8 @@ impl Limiter {
             let mut state = self.lock();
             let learned = state.adaptive.rate_limited(epoch, now, retry_after);
             if learned.rate_changed {
-                self.apply_share(&mut state);
+                let period = self.period_of(&state.adaptive);
+                state.bucket.cut(period);
             }
             if !learned.rate_changed && !learned.pause_changed {
                 return;
@@ -247,9 +248,8 @@ impl Limiter {
         );
     }
 
-    fn apply_share(&self, state: &mut State) {
-        let period = self.shared.settings.rate.period().div_f64(state.adaptive.share());
-        state.bucket.set_period(period);
+    fn period_of(&self, adaptive: &Adaptive) -> Duration {
+        self.period().div_f64(adaptive.share())
     }
 
     fn period(&self) -> Duration {
@@ -399,11 +399,13 @@ impl Pacer {
             return Turn::Closed;
         }
         if state.adaptive.step(now) {
-            self.limiter.apply_share(&mut state);
-            tracing::info!(share = state.adaptive.share(), "the rate rises again");
+            let period = self.limiter.period_of(&state.adaptive);
+            state.bucket.raise(period);
+            tracing::info!(learned_rate = 1.0 / period.as_secs_f64(), "the rate rises again");
         }
         if state.lanes.len() == 0 {
-            return Turn::Nobody;
+            // Also while nobody waits: the next one is to find the rate as it should be, and the bucket filled at it.
+            return state.adaptive.next_step().map_or(Turn::Nobody, Turn::NotBefore);
         }
         if let Some(until) = state.adaptive.pause_until(now) {
             return Turn::NotBefore(until);

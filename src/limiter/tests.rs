@@ -319,3 +319,33 @@ async fn a_permit_that_is_not_used_costs_no_token() {
     drop(take(&limiter, Lane::Unary).await);
     assert_eq!(Instant::now(), begin);
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_rate_rises_and_the_bucket_fills_while_nobody_waits() {
+    let limiter = start(settings("12/m", 3));
+    let permit = take(&limiter, Lane::Unary).await;
+    permit.rate_limited(Some(Duration::from_secs(1)));
+    drop(permit);
+    sleep(Duration::from_secs(120)).await;
+    assert!((limiter.snapshot().learned_rate - 0.2).abs() < 1e-9);
+    let begin = Instant::now();
+    for _ in 0..3 {
+        drop(take(&limiter, Lane::Unary).await);
+    }
+    assert!(begin.elapsed() <= ms(21), "{:?}", begin.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rise_takes_nothing_out_of_the_bucket() {
+    let mut bucket = Bucket::new(Duration::from_secs(1), 10);
+    bucket.cut(Duration::from_secs(2));
+    advance(Duration::from_secs(9)).await;
+    bucket.raise(Duration::from_secs(1));
+    let now = Instant::now();
+    assert_eq!(bucket.earliest(4, now), now);
+    assert!(bucket.earliest(5, now) - now <= ms(501));
+    for _ in 0..4 {
+        assert_eq!(bucket.take(), Ok(()));
+    }
+    assert!(bucket.take().unwrap_err() - now <= ms(501));
+}

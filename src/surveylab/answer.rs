@@ -9,7 +9,7 @@ use super::{Answer, redact::Secrets};
 
 /// As much of a body as is read.
 pub(super) const MAX_BODY: usize = 64 * 1024;
-const MAX_NOTIFICATION_CHARS: usize = 500;
+const MAX_NOTIFICATION_CHARS: usize = 200;
 /// Far above what the limiter makes of it, far below where adding it to a time overflows.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 

@@ -5,7 +5,8 @@ use crate::invitation::Respondent;
 use super::request::percent_encoded;
 
 const REDACTED: &str = "[redacted]";
-/// Shorter values are no secret by themselves, and would blot out every other word.
+/// Shorter values are no secret by themselves, and would blot out every other word; but a name in another script may have
+/// two characters.
 const MIN_SECRET_CHARS: usize = 3;
 /// Only so much is looked at: enough for any sentence, and it bounds the work on a hostile text.
 const MAX_READ_CHARS: usize = 4_096;
@@ -33,7 +34,14 @@ impl Secrets {
                 [value.to_owned(), encoded, form, json, php]
             })
             .map(|value| value.chars().filter(|c| !c.is_control()).flat_map(folded).collect())
-            .filter(|value: &Vec<char>| value.len() >= MIN_SECRET_CHARS)
+            .filter(|value: &Vec<char>| {
+                let least = if value.iter().all(char::is_ascii) {
+                    MIN_SECRET_CHARS
+                } else {
+                    2
+                };
+                value.len() >= least
+            })
             .collect();
         values.sort_unstable();
         values.dedup();

@@ -10,7 +10,7 @@ use tonic::Code;
 use crate::support::{
     Gateway, added,
     call::{COLLECTOR, stream},
-    gateway::{run, surveylab},
+    gateway::{BINARY, run, surveylab},
     process::Process,
     request, status_error,
     watch::{list, page, soon},
@@ -363,6 +363,26 @@ async fn healthcheck_tells_by_its_exit_code_whether_a_gateway_serves() {
     gateway.kill();
     let (code, _, stderr) = command(&gateway, &["healthcheck"]).await;
     assert_eq!((code, stderr.contains("no gateway at ")), (Some(1), true), "{stderr}");
+}
+
+#[tokio::test]
+async fn odd_command_lines_and_closed_pipes_are_no_reason_to_panic() {
+    let (code, _, stderr) = soon(run(&["add", "--timeout=20000years"], &[])).await;
+    assert_eq!((code, stderr.contains("--timeout")), (Some(2), true), "{stderr}");
+
+    let sandbox = surveylab().await;
+    let gateway = Gateway::start(&sandbox).await;
+    // Neither the unreadable word nor the reader that has gone before the first line may end in a panic (exit code 101).
+    let script = format!(
+        "\"$0\" $'\\xff'; unreadable=$?; \"$0\" add --target {} --collector c --email a@b.co --crk k | true; \
+         echo \"$unreadable ${{PIPESTATUS[0]}}\"",
+        gateway.grpc
+    );
+    let output = tokio::process::Command::new("bash")
+        .args(["-c", &script, BINARY])
+        .output();
+    let output = soon(output).await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "2 0", "{output:?}");
 }
 
 #[tokio::test]

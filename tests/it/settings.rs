@@ -119,7 +119,16 @@ async fn the_token_is_required_has_one_source_and_is_never_shown() {
     }
     let missing = directory.path().join("missing").display().to_string();
     let line = refused(&["--api-token-file", &missing], &[]).await;
-    assert!(line.contains(&missing) && line.contains("--api-token-file"), "{line}");
+    // Without the path, which may be a token that was pasted in the wrong place.
+    assert!(!line.contains(&missing) && line.contains("--api-token-file"), "{line}");
+    let pasted = format!("https://app.surveylab.com/api.php?apiToken={TOKEN}");
+    for (flags, env) in [
+        (vec!["--surveylab-url", &pasted], vec![]),
+        (vec![], vec![("SURVEYLAB_URL", pasted.as_str())]),
+    ] {
+        let line = refused(&flags, &env).await;
+        assert!(line.contains("--surveylab-url") && !line.contains(TOKEN), "{line}");
+    }
     let line = refused(&[&format!("--api-token={TOKEN}")], &[]).await;
     assert!(!line.contains(TOKEN), "{line}");
 }

@@ -14,7 +14,7 @@ use crate::support::{
     Gateway, Options,
     call::{Client, added, item, state, stream},
     gateway::{surveylab, surveylab_with},
-    request,
+    request, status_error,
     watch::{metric, resident_memory, soon, until, until_quiet, until_waiting},
 };
 
@@ -130,6 +130,26 @@ async fn bad_items_get_errors_of_their_own_and_end_nothing() {
         (refused.code, refused.reason.as_str()),
         (Code::NotFound, "SURVEYLAB_NOT_FOUND")
     );
+}
+
+#[tokio::test]
+async fn a_request_too_large_to_be_read_ends_the_stream_once_all_before_it_are_answered() {
+    let sandbox = surveylab().await;
+    let gateway = Gateway::start(&sandbox).await;
+    let client = gateway.client().await;
+    let giant = AddRespondentRequest {
+        referrer: "x".repeat(300_000),
+        ..request("giant")
+    };
+    let mut results = open(&client, vec![request("before"), giant, request("after")]).await;
+    let (sequence, result) = item(results.message().await.unwrap().unwrap());
+    assert_eq!((sequence, result.unwrap().outcome()), (0, Outcome::Added));
+    let end = status_error(&results.message().await.unwrap_err());
+    assert_eq!(
+        (end.code, &*end.reason, end.sent()),
+        (Code::InvalidArgument, "INVALID_REQUEST", "no")
+    );
+    assert_eq!(sandbox.report().requests, 1);
 }
 
 #[tokio::test]

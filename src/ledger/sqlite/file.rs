@@ -118,7 +118,10 @@ impl Place {
                     // Its owner has it, and has not written its number yet.
                     None => "another process".into(),
                 };
-                return Err(self.unusable(format!("is in use by {holder}; stop that one, or give another path")));
+                return Err(Error::InUse(format!(
+                    "the ledger {} is in use by {holder}; stop that one, or give another path",
+                    self.given.display()
+                )));
             }
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }

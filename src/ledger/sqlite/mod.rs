@@ -48,7 +48,7 @@ impl Sqlite {
     ///
     /// # Errors
     ///
-    /// [`Error::Unusable`] if another process owns it, or if what is at `path` is not a ledger, is of a later version
+    /// [`Error::InUse`] if another process owns it; [`Error::Unusable`] if what is at `path` is not a ledger, is of a later version
     /// or can't be written; [`Error::Unavailable`] if it failed otherwise, such as for want of space.
     pub fn open(path: &Path, clock: &Clock) -> Result<Self, Error> {
         let place = Place::find(path)?;

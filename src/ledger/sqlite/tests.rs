@@ -43,10 +43,10 @@ fn open(path: &Path) -> Result<Sqlite, Error> {
     Sqlite::open(path, &Clock::with_wall(|| SystemTime::from(REOPENED_AT)))
 }
 
-/// The error of opening, which must be `Unusable` and name the path.
+/// The error of opening, which must be one that no later try helps against, and name the path.
 fn refusal(path: &Path) -> String {
     match open(path) {
-        Err(Error::Unusable(text)) => {
+        Err(Error::Unusable(text) | Error::InUse(text)) => {
             assert!(text.contains(&path.display().to_string()), "{text}");
             text
         }
