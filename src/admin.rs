@@ -10,12 +10,14 @@ use axum::{
 
 use crate::{dispatch::Dispatcher, limiter::Limiter, metrics};
 
+/// What the paths show.
 #[derive(Clone)]
 pub struct Admin {
     pub dispatcher: Dispatcher,
     pub limiter: Limiter,
 }
 
+/// All paths of the admin port.
 pub fn router(admin: Admin) -> Router {
     Router::new()
         .route("/metrics", get(metrics))

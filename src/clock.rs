@@ -29,10 +29,12 @@ impl Clock {
         Instant::now()
     }
 
+    /// The date, which may jump.
     pub fn wall(&self) -> SystemTime {
         (self.wall)()
     }
 
+    /// The date as ledgers keep it.
     pub fn timestamp(&self) -> Timestamp {
         Timestamp::from(self.wall())
     }

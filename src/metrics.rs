@@ -57,11 +57,13 @@ pub fn render(limiter: &Snapshot) -> String {
     })
 }
 
+/// Counts a call, or an item of a stream, that was answered.
 pub fn call(method: &'static str, code: Code, reason: String, took: Duration) {
     counter!(CALLS, "method" => method, "code" => code_name(code), "reason" => reason).increment(1);
     histogram!(CALL_SECONDS, "method" => method).record(took);
 }
 
+/// Counts a request that was made to SurveyLab.
 pub fn request(answer: &'static str, took: Duration) {
     counter!(REQUESTS, "answer" => answer).increment(1);
     histogram!(REQUEST_SECONDS).record(took);

@@ -75,6 +75,7 @@ fn custom(text: &str) -> Result<(usize, String), &'static str> {
     Ok((number, value.to_string()))
 }
 
+/// Makes the call, and prints what came of it.
 pub async fn run(args: AddArgs) -> Exit {
     let output = Output::from_flag(args.json);
     let client = args.client.clone();

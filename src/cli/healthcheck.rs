@@ -16,6 +16,7 @@ pub struct HealthcheckArgs {
     pub client: ClientArgs,
 }
 
+/// Asks, and tells by the exit code.
 pub async fn run(args: HealthcheckArgs) -> Exit {
     let answer = async {
         let mut health = HealthClient::new(args.client.connect().await?);

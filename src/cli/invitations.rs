@@ -95,6 +95,7 @@ pub enum ResolutionName {
     NotAdded,
 }
 
+/// Asks, and prints the answer.
 pub async fn run(command: InvitationsCommand) -> Exit {
     match command {
         InvitationsCommand::List(args) => {

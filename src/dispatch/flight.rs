@@ -19,6 +19,7 @@ use crate::{
     surveylab::{self, Request},
 };
 
+/// One flight under way: owns the duty to land it.
 pub struct Trip {
     core: Arc<Core>,
     landing: Landing,
@@ -53,6 +54,7 @@ impl Trip {
         Self { core, landing, request }
     }
 
+    /// Goes until the flight has landed, and its outcome is recorded.
     pub async fn run(self) {
         let cut_off = self.core.cut_off.clone();
         let answer = select! {

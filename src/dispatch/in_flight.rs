@@ -103,6 +103,7 @@ impl Seats {
     }
 }
 
+/// All flights of the process, by key.
 #[derive(Default)]
 pub struct InFlight {
     flights: Mutex<HashMap<Key, Seats>>,
@@ -263,6 +264,7 @@ impl InFlight {
     }
 }
 
+/// What one who only watches finds.
 pub enum Observed {
     Nobody,
     Reused,

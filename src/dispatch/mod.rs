@@ -27,6 +27,7 @@ mod verdict;
 #[cfg(test)]
 mod tests;
 
+/// How far a call may go.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Requests to SurveyLab at most for one call.
@@ -67,8 +68,10 @@ pub enum Outcome {
     WouldAdd,
 }
 
+/// What a call comes to.
 pub type Answer = Result<Outcome, Failure>;
 
+/// The one way of all calls. Cheap to clone: all clones are one.
 #[derive(Clone)]
 pub struct Dispatcher {
     core: Arc<Core>,
@@ -124,6 +127,7 @@ impl Dispatcher {
         Err(violations)
     }
 
+    /// A call with its bounds: the caller's deadline, or for a unary call without one the longest wait.
     pub fn call(&self, request: Arc<Request>, doubt: Doubt, lane: Lane, deadline: Option<Instant>) -> Call {
         let until = match lane {
             Lane::Unary => Some(deadline.unwrap_or_else(|| self.core.clock.now() + self.core.settings.max_wait)),
@@ -182,16 +186,19 @@ impl Dispatcher {
         known(record.as_ref(), fingerprint, call.doubt).unwrap_or(Ok(Outcome::WouldAdd))
     }
 
+    /// What the ledger knows of a key.
     pub async fn get(&self, key: &Key) -> Result<Option<Record>, Failure> {
         let record = self.core.ledger.look_up(key).await;
         record.map_err(|error| ledger_unavailable(&error, Sent::No))
     }
 
+    /// A page of what the ledger knows, in the order of keys.
     pub async fn list(&self, query: Query) -> Result<Vec<Record>, Failure> {
         let records = self.core.ledger.list(query).await;
         records.map_err(|error| ledger_unavailable(&error, Sent::No))
     }
 
+    /// Ends the doubt about a key with what a person found out.
     pub async fn resolve(&self, key: &Key, resolution: Resolution) -> Result<Resolved, Failure> {
         let at = self.core.clock.timestamp();
         let resolved = self.core.ledger.resolve(key, resolution, at).await;

@@ -17,6 +17,7 @@ pub enum OnServerError {
     Hold,
 }
 
+/// What one request came to.
 pub enum Verdict {
     Added { notification: String },
     Failed { failure: Failure, again: Again },

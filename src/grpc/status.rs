@@ -121,6 +121,7 @@ fn row(failure: &Failure) -> (Code, &'static str, &'static str) {
     }
 }
 
+/// A failure as callers see it, with `ErrorInfo`, and `RetryInfo` where a later try can help.
 pub fn status(failure: &Failure) -> Status {
     let (code, domain, message) = row(failure);
     let mut metadata = HashMap::from([("sent".to_string(), sent(failure.sent).to_string())]);
@@ -181,11 +182,13 @@ pub fn stream_deadline() -> Status {
     Status::with_details(Code::DeadlineExceeded, message, details.into())
 }
 
+/// A question about a key that the ledger does not know.
 pub fn not_found() -> Status {
     let details = info("INVITATION_NOT_FOUND");
     Status::with_error_details(Code::NotFound, "no invitation with this key was ever claimed", details)
 }
 
+/// A resolution of what needs none.
 pub fn not_in_doubt() -> Status {
     let details = info("NOT_IN_DOUBT");
     let message = "only an invitation that is in doubt can be resolved";

@@ -25,6 +25,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(600);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Epoch(u64);
 
+/// The share of the configured rate in use, and the pause.
 pub struct Adaptive {
     /// Part of the configured rate that is in use, up to 1.
     share: f64,

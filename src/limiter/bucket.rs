@@ -42,6 +42,7 @@ impl Clock for TokioClock {
 
 type Governor = RateLimiter<NotKeyed, InMemoryState, TokioClock, StateInformationMiddleware>;
 
+/// A token bucket whose tokens are counted when they are taken, and foretold before.
 pub struct Bucket {
     governor: Governor,
     clock: TokioClock,

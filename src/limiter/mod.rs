@@ -32,6 +32,7 @@ mod lanes;
 #[cfg(test)]
 mod tests;
 
+/// What the account allows, and how much may pile up before it.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     pub rate: Rate,
@@ -70,6 +71,7 @@ pub struct Snapshot {
     pub in_flight: usize,
 }
 
+/// Where requests wait for their turn. Cheap to clone: all clones are one.
 #[derive(Clone)]
 pub struct Limiter {
     shared: Arc<Shared>,
@@ -172,6 +174,7 @@ impl Limiter {
         self.shared.wake.notify_one();
     }
 
+    /// How it stands now.
     pub fn snapshot(&self) -> Snapshot {
         let now = Instant::now();
         let state = self.lock();
