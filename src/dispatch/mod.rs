@@ -263,12 +263,12 @@ impl Dispatcher {
             return seat.answer().await;
         };
         let deadline = call.deadline;
-        let passed = || deadline.is_some_and(|deadline| deadline <= self.core.clock.now());
         if let Ok(answer) = timeout_at(until, seat.answer()).await {
             // The limiter keeps the same time, and may be the first to tell.
+            let passed = deadline.is_some_and(|deadline| deadline <= self.core.clock.now() + TIMER_GRAIN);
             return answer.map(|answer| {
                 answer.map_err(|mut failure| {
-                    failure.deadline_passed = failure.reason == Reason::WaitTooLong && passed();
+                    failure.deadline_passed = failure.reason == Reason::WaitTooLong && passed;
                     failure
                 })
             });
@@ -287,12 +287,15 @@ impl Dispatcher {
             Progress::Waiting { last: Some(last) } => last,
             Progress::Waiting { last: None } | Progress::OnTheWire => {
                 let mut failure = Failure::new(Reason::WaitTooLong, Sent::No).retry_after(LATER);
-                failure.deadline_passed = passed();
+                failure.deadline_passed = deadline.is_some();
                 failure
             }
         }))
     }
 }
+
+/// tokio's timers are exact to a millisecond.
+const TIMER_GRAIN: Duration = Duration::from_millis(1);
 
 /// What the ledger's record of a key says to a call, or `None` if the key is free to be sent.
 fn known(record: Option<&Record>, fingerprint: Fingerprint, doubt: Doubt) -> Option<Answer> {
