@@ -14,8 +14,8 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot},
-    time::{sleep_until, timeout_at},
+    sync::{Notify, Semaphore, oneshot},
+    time::timeout_at,
 };
 
 use crate::{clock::Instant, rate::Rate};
@@ -24,13 +24,20 @@ use adaptive::{Adaptive, Epoch};
 use bucket::Bucket;
 pub use lanes::{Lane, StreamId};
 use lanes::{Lanes, Ticket};
+pub use pacer::Pacer;
+pub use permit::{Permit, TooLate};
 
 mod adaptive;
 mod bucket;
 mod lanes;
+mod pacer;
+mod permit;
 
 #[cfg(test)]
 mod tests;
+
+/// How early a permit is given at most, so that claims don't hold up a rate whose bucket is small.
+const LEAD_MAX: Duration = Duration::from_millis(50);
 
 /// What the account allows, and how much may pile up before it.
 #[derive(Clone, Copy, Debug)]
@@ -102,25 +109,6 @@ struct Waiter {
     until: Option<Instant>,
     answer: oneshot::Sender<Result<Permit, Refused>>,
 }
-
-/// A place in flight, held until this is dropped, and the right to one token.
-pub struct Permit {
-    limiter: Limiter,
-    epoch: Epoch,
-    given: Instant,
-    has_token: bool,
-    place: Option<OwnedSemaphorePermit>,
-}
-
-/// The permit is worth nothing any more: a pause began, or the rate fell, after it was given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TooLate;
-
-/// How long [`Permit::token`] waits at most. Its caller holds a claim, which says that a request may be on the wire.
-const TOKEN_WAIT: Duration = Duration::from_millis(100);
-
-/// How early a permit is given at most, so that claims don't hold up a rate whose bucket is small.
-const LEAD_MAX: Duration = Duration::from_millis(50);
 
 impl Limiter {
     /// The limiter, and the pacer without which it gives no permits: to be run as a task.
@@ -307,144 +295,5 @@ struct Place<'a> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.limiter.lock().lanes.remove(self.ticket);
-    }
-}
-
-impl Permit {
-    /// SurveyLab answered 429: everybody pauses, and the rate is cut.
-    pub fn rate_limited(&self, retry_after: Option<Duration>) {
-        self.limiter.rate_limited(self.epoch, retry_after);
-    }
-
-    /// SurveyLab answered anything else.
-    pub fn answered(&self) {
-        self.limiter.lock().adaptive.answered(self.epoch);
-    }
-
-    /// Takes the token; to be called right before the request goes out.
-    pub async fn token(&mut self) -> Result<(), TooLate> {
-        let ready = Instant::now();
-        loop {
-            let now = Instant::now();
-            let at = {
-                let mut state = self.limiter.lock();
-                if state.adaptive.pause_until(now).is_some() {
-                    return Err(TooLate);
-                }
-                match state.bucket.take() {
-                    Ok(()) => {
-                        state.unsent -= 1;
-                        state.learn_claim_time(ready - self.given);
-                        self.has_token = true;
-                        return Ok(());
-                    }
-                    Err(at) => at,
-                }
-            };
-            if at > ready + TOKEN_WAIT {
-                return Err(TooLate);
-            }
-            sleep_until(at).await;
-        }
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.limiter.shared.permits.fetch_sub(1, Ordering::Relaxed);
-        if !self.has_token {
-            self.limiter.lock().unsent -= 1;
-            // Its token is free for the next one.
-            self.limiter.shared.wake.notify_one();
-        }
-    }
-}
-
-/// Hands out the permits.
-pub struct Pacer {
-    limiter: Limiter,
-}
-
-enum Turn {
-    Given,
-    Nobody,
-    NotBefore(Instant),
-    Closed,
-}
-
-impl Pacer {
-    /// Ends only after [`Limiter::close`].
-    pub async fn run(self) {
-        let shared = &self.limiter.shared;
-        // The place comes first: a token taken before there is a place would be kept from the bucket meanwhile.
-        while let Ok(place) = shared.places.clone().acquire_owned().await {
-            let mut place = Some(place);
-            loop {
-                match self.turn(&mut place) {
-                    Turn::Given => break,
-                    Turn::Closed => return,
-                    Turn::Nobody => shared.wake.notified().await,
-                    Turn::NotBefore(at) => {
-                        tokio::select! {
-                            () = sleep_until(at) => {}
-                            () = shared.wake.notified() => {}
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    fn turn(&self, place: &mut Option<OwnedSemaphorePermit>) -> Turn {
-        let now = Instant::now();
-        let mut state = self.limiter.lock();
-        if state.closed {
-            return Turn::Closed;
-        }
-        if state.adaptive.step(now) {
-            let period = self.limiter.period_of(&state.adaptive);
-            state.bucket.raise(period);
-            tracing::info!(learned_rate = 1.0 / period.as_secs_f64(), "the rate rises again");
-        }
-        if state.lanes.len() == 0 {
-            // Also while nobody waits: the next one is to find the rate as it should be, and the bucket filled at it.
-            return state.adaptive.next_step().map_or(Turn::Nobody, Turn::NotBefore);
-        }
-        if let Some(until) = state.adaptive.pause_until(now) {
-            return Turn::NotBefore(until);
-        }
-        let at = state.bucket.earliest(state.unsent + 1, now);
-        let at = at.checked_sub(state.lead()).unwrap_or(at);
-        if at > now {
-            let step = state.adaptive.next_step().unwrap_or(at);
-            return Turn::NotBefore(at.min(step));
-        }
-        let epoch = state.adaptive.epoch();
-        while let Some(held) = place.take() {
-            let Some(waiter) = state.lanes.pop() else {
-                *place = Some(held);
-                return Turn::Nobody;
-            };
-            self.limiter.shared.permits.fetch_add(1, Ordering::Relaxed);
-            state.unsent += 1;
-            let permit = Permit {
-                limiter: self.limiter.clone(),
-                epoch,
-                given: now,
-                has_token: false,
-                place: Some(held),
-            };
-            match waiter.answer.send(Ok(permit)) {
-                Ok(()) => return Turn::Given,
-                // It left at this very moment: the next one gets the place and the token.
-                Err(Ok(mut permit)) => {
-                    *place = permit.place.take();
-                    permit.has_token = true;
-                    state.unsent -= 1;
-                }
-                Err(Err(_)) => return Turn::Given,
-            }
-        }
-        Turn::Given
     }
 }
