@@ -30,8 +30,13 @@ const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// HTTP/2 clients speak first, and at once. hyper would wait for the others forever, even at a shutdown.
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
-const STREAM_WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// What a sender may have under way on one stream. Stock clients put each small message into a frame of its own, and h2
+/// ends a connection with ENHANCE_YOUR_CALM once its unread frames, counted with 256 bytes each, exceed half the
+/// connection's window (h2 0.4.20 `Counts::record_data_frame`; hyper has no setting for it). A list that waits for the
+/// rate limit is nothing but unread frames: so a stream's window is small, and the connection's holds it for every
+/// stream, which leaves room for some 200 lists that wait on one connection.
+const STREAM_WINDOW: u32 = 16 * 1024;
+const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
 
 /// Runs hyper's tasks where they are counted and awaited.
 #[derive(Clone)]

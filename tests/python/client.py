@@ -260,6 +260,11 @@ def run(gateway, channel, retrying):
     ready = gateway.http(f"http://{gateway.admin}/readyz")
     check("/readyz", ready, "ready\n")
 
+    # Each small message is a frame of its own, and all wait unread for the rate limit.
+    waiting = [request(f"w-{number}") for number in range(5000)]
+    outcomes = {pb.Outcome.Name(result.added.outcome) for result in stub.StreamAddRespondent(iter(waiting), timeout=PATIENCE)}
+    check("a long list that waits for the rate limit is answered to its end", outcomes, {"OUTCOME_ADDED"})
+
     # A 429 makes everyone wait: the last check, as it blocks what comes after it.
     gateway.faults("status=429,retry_after=60,crk=l-1")
     limited = failure(lambda: add("l-1"))
