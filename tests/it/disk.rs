@@ -168,6 +168,57 @@ async fn a_full_disk_stops_sending_and_not_the_process() {
     survives_a_full_disk(gateway, &sandbox, |_| fs::remove_file(&filler).unwrap()).await;
 }
 
+/// Makes files immutable, or no more: read-only also for a process that has them open, which a file's mode is not. False,
+/// and why on stdout, where that can't be done.
+fn set_immutable(files: &[PathBuf], immutable: bool) -> bool {
+    let flag = if immutable { "+i" } else { "-i" };
+    let set = Command::new("chattr")
+        .arg(flag)
+        .args(files)
+        .stderr(Stdio::null())
+        .status();
+    let is_set = set.as_ref().is_ok_and(|status| status.success());
+    if !is_set {
+        println!("skipped: chattr does not work here: {set:?}");
+    }
+    is_set
+}
+
+/// An immutable file can't be removed with its directory.
+struct Immutable(Vec<PathBuf>);
+
+impl Drop for Immutable {
+    fn drop(&mut self) {
+        set_immutable(&self.0, false);
+    }
+}
+
+#[tokio::test]
+async fn a_ledger_that_becomes_read_only_stops_sending_until_it_can_be_written_again() {
+    let sandbox = surveylab().await;
+    let gateway = Gateway::start(&sandbox).await;
+    let client = gateway.client().await;
+    assert_eq!(added(&client, request("before")).await, Outcome::Added);
+    let files = ["surveylab-gateway.db", "surveylab-gateway.db-wal"].map(|name| gateway.path(name));
+    if !set_immutable(&files, true) {
+        return;
+    }
+    let read_only = Immutable(files.into());
+    for crk in ["first", "second"] {
+        assert_unavailable(&add(&client, request(crk)).await.unwrap_err(), "no");
+    }
+    assert_eq!(gateway.admin("/readyz").await.0, 503);
+    // What is known can still be read.
+    assert_eq!(added(&client, request("before")).await, Outcome::Duplicate);
+    assert_eq!(sandbox.report().requests, 1);
+
+    drop(read_only);
+    until_ready(&gateway).await;
+    assert_eq!(state(&client, "first").await, None);
+    assert_eq!(added(&client, request("first")).await, Outcome::Added);
+    assert_eq!(sandbox.report().requests, 2);
+}
+
 #[tokio::test]
 async fn an_outcome_that_finds_no_space_is_recorded_as_soon_as_there_is_some() {
     let sandbox = surveylab().await;
