@@ -46,12 +46,6 @@ pub enum Error {
     Ended(&'static str),
 }
 
-/// The bound ports.
-pub struct Listeners {
-    pub grpc: TcpListener,
-    pub admin: TcpListener,
-}
-
 impl Error {
     /// Is a setting wrong, so that only another one helps?
     pub fn is_of_a_setting(&self) -> bool {
@@ -60,6 +54,12 @@ impl Error {
             Self::Ledger(ledger::Error::Unusable(_)) | Self::Client(http::Error::NoToken | http::Error::NoRoom)
         )
     }
+}
+
+/// The bound ports.
+pub struct Listeners {
+    pub grpc: TcpListener,
+    pub admin: TcpListener,
 }
 
 impl Listeners {
@@ -82,15 +82,24 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     let args = &config.args;
     let clock = Clock::system();
     let ledger = open_ledger(&config.ledger, &clock)?;
-    let sandbox = match config.upstream {
-        Upstream::Sandbox => Some(
-            Sandbox::start(sandbox::Config::default())
+    let (sandbox, url, token) = match &config.upstream {
+        Upstream::SurveyLab { url, token } => (None, url.clone(), token.clone()),
+        Upstream::Sandbox => {
+            let sandbox = Sandbox::start(sandbox::Config::default())
                 .await
-                .map_err(Error::Sandbox)?,
-        ),
-        Upstream::SurveyLab { .. } => None,
+                .map_err(Error::Sandbox)?;
+            let url = sandbox.url().parse()?;
+            (Some(sandbox), url, "sandbox".to_string().into())
+        }
     };
-    let surveylab = HttpSurveyLab::new(http_config(&config, sandbox.as_ref(), &clock)?)?;
+    let surveylab = HttpSurveyLab::new(HttpConfig {
+        url,
+        token,
+        upstream_timeout: args.upstream_timeout,
+        connect_timeout: CONNECT_TIMEOUT,
+        max_in_flight: count(args.max_in_flight),
+        clock: clock.clone(),
+    })?;
     // After all that can be wrong with a setting.
     let listeners = Listeners::bind(&config).await?;
     let (limiter, pacer) = Limiter::new(limiter::Settings {
@@ -194,22 +203,6 @@ fn open_ledger(url: &LedgerUrl, clock: &Clock) -> Result<Arc<dyn Ledger>, ledger
     Ok(match url {
         LedgerUrl::Sqlite(path) => Arc::new(Sqlite::open(path, clock)?),
         LedgerUrl::Memory => Arc::new(Memory::default()),
-    })
-}
-
-fn http_config(config: &Config, sandbox: Option<&Sandbox>, clock: &Clock) -> Result<HttpConfig, Error> {
-    let (url, token) = match (&config.upstream, sandbox) {
-        (Upstream::SurveyLab { url, token }, _) => (url.clone(), token.clone()),
-        (Upstream::Sandbox, Some(sandbox)) => (sandbox.url().parse()?, "sandbox".to_string().into()),
-        (Upstream::Sandbox, None) => return Err(Error::Ended("sandbox")),
-    };
-    Ok(HttpConfig {
-        url,
-        token,
-        upstream_timeout: config.args.upstream_timeout,
-        connect_timeout: CONNECT_TIMEOUT,
-        max_in_flight: count(config.args.max_in_flight),
-        clock: clock.clone(),
     })
 }
 

@@ -59,7 +59,7 @@ impl Trip {
         let cut_off = self.core.cut_off.clone();
         let answer = select! {
             biased;
-            () = cut_off.cancelled() => Some(Err(self.cut_off())),
+            () = cut_off.cancelled() => Some(self.cut_off()),
             answer = self.answer() => answer,
         };
         if let Some(answer) = answer {
@@ -68,11 +68,15 @@ impl Trip {
     }
 
     /// What callers are told of a flight that the end of the process cuts short.
-    fn cut_off(&self) -> Failure {
-        match *self.landing.flight.progress.borrow() {
-            Progress::OnTheWire => Failure::new(Reason::OutcomeInDoubt, Sent::Unknown),
-            _ => Failure::new(Reason::ShuttingDown, Sent::No).retry_after(LATER),
-        }
+    fn cut_off(&self) -> Answer {
+        let sent = match &*self.landing.flight.progress.borrow() {
+            // Announced, while its outcome waits to be recorded.
+            Progress::Done(answer) => return answer.clone(),
+            Progress::OnTheWire => return Err(Failure::new(Reason::OutcomeInDoubt, Sent::Unknown)),
+            Progress::Waiting { last } => last.as_ref().map_or(Sent::No, |last| last.sent),
+            Progress::Gone => Sent::No,
+        };
+        Err(Failure::new(Reason::ShuttingDown, sent).retry_after(LATER))
     }
 
     /// `None` if nobody waits for an answer any more, or all have been told one.
@@ -184,12 +188,13 @@ impl Trip {
             }))),
             Verdict::InDoubt { failure } => Attempt::Answered(Err(failure)),
             Verdict::Failed { mut failure, again } => {
+                failure.sent = attempts.sent;
+                failure.still_in_doubt = was_in_doubt;
                 if was_in_doubt && again != Again::No {
                     // Clients retry UNAVAILABLE by themselves, and a key in doubt is not to be sent again unasked.
                     failure.reason = Reason::OutcomeInDoubt;
+                    failure.sent = Sent::Unknown;
                 }
-                failure.sent = attempts.sent;
-                failure.still_in_doubt = was_in_doubt;
                 if again == Again::AfterPause {
                     let pause = self.core.limiter.snapshot().pause;
                     failure.retry_after = Some(pause.max(LATER));

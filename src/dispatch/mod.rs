@@ -16,8 +16,7 @@ use crate::{
 
 use flight::Trip;
 use in_flight::{Entered, InFlight, Lead, Observed, Progress, Seat};
-use verdict::LATER;
-pub use verdict::OnServerError;
+pub use verdict::{LATER, OnServerError};
 
 mod flight;
 mod in_flight;

@@ -433,7 +433,7 @@ async fn a_resend_that_was_not_processed_says_that_the_key_is_in_doubt() {
         (failure.reason, failure.http_status),
         (Reason::OutcomeInDoubt, Some(503))
     );
-    assert!(failure.still_in_doubt);
+    assert_eq!((failure.sent, failure.still_in_doubt), (Sent::Unknown, true));
     assert_eq!((world.requests(), world.state("k").await), (6, Some(State::InDoubt)));
 }
 
@@ -483,4 +483,22 @@ async fn what_is_cut_off_is_told_in_doubt_and_what_waits_that_it_was_not_sent() 
     );
     // New calls end, too.
     assert_eq!(reason(world.add("late").await), (Reason::ShuttingDown, Sent::No));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_announced_stays_so_when_it_is_cut_off() {
+    let world = scripted([]);
+    world.ledger.failing_settles.store(1_000, Ordering::SeqCst);
+    let first = world.spawn(world.call("k", "a@example.com"));
+    assert_eq!(reason(first.await.unwrap()), (Reason::LedgerUnavailable, Sent::Yes));
+    let Entered::Joins(mut late) = world.dispatcher.core.in_flight.enter(&world.call("k", "a@example.com")) else {
+        panic!("its outcome is not recorded");
+    };
+    world.dispatcher.close();
+    world.dispatcher.cut_off().await;
+    // Never that it was not sent.
+    assert_eq!(
+        reason(late.answer().await.unwrap()),
+        (Reason::LedgerUnavailable, Sent::Yes)
+    );
 }

@@ -175,11 +175,8 @@ pub fn unreadable(error: &Status) -> Status {
 
 /// The end of a stream whose deadline has passed. Each item was told its own error.
 pub fn stream_deadline() -> Status {
-    let mut failure = Failure::new(Reason::WaitTooLong, Sent::No);
-    failure.deadline_passed = true;
-    let details = status(&failure).details().to_vec();
     let message = "the stream's deadline passed; what was not answered before was not sent";
-    Status::with_details(Code::DeadlineExceeded, message, details.into())
+    Status::with_error_details(Code::DeadlineExceeded, message, info(Reason::WaitTooLong.as_str()))
 }
 
 /// A question about a key that the ledger does not know.

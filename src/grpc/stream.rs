@@ -15,6 +15,7 @@ use tonic::{Status, Streaming};
 use super::{service::Service, status};
 use crate::{
     clock::Instant,
+    dispatch::LATER,
     invitation::{Failure, Reason, Sent},
     limiter::StreamId,
     proto::{AddRespondentRequest, StreamAddRespondentResponse, stream_add_respondent_response::Result as ItemResult},
@@ -56,7 +57,7 @@ async fn drive(
             Some(()) = in_progress.next(), if !in_progress.is_empty() => {}
             () = service.closing.cancelled(), if reading => {
                 reading = false;
-                end = Some(status::status(&Failure::new(Reason::ShuttingDown, Sent::No).retry_after(SOON)));
+                end = Some(status::status(&Failure::new(Reason::ShuttingDown, Sent::No).retry_after(LATER)));
             }
             () = passed(deadline), if reading => {
                 reading = false;
@@ -84,8 +85,6 @@ async fn drive(
         let _gone = results.send(Err(status)).await;
     }
 }
-
-const SOON: std::time::Duration = std::time::Duration::from_secs(1);
 
 async fn answer(
     service: &Service,
