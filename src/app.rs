@@ -20,6 +20,9 @@ use crate::{
 /// For name, TCP and TLS of a new connection to SurveyLab.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A request goes out so long after its claim was written, at most: a claim that waits longer for its token is released.
+const SEND_LAG: Duration = Duration::from_secs(1);
+
 /// For the last answers, after the drain timeout has passed.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -81,7 +84,7 @@ async fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, Er
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
     let args = &config.args;
     let clock = Clock::system();
-    let ledger = open_ledger(&config.ledger, &clock)?;
+    let (ledger, rested) = open_ledger(&config.ledger, &clock)?;
     let (sandbox, url, token) = match &config.upstream {
         Upstream::SurveyLab { url, token } => (None, url.clone(), token.clone()),
         Upstream::Sandbox => {
@@ -105,6 +108,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     let (limiter, pacer) = Limiter::new(limiter::Settings {
         rate: args.rate,
         burst: args.burst.get(),
+        rested,
         max_in_flight: count(args.max_in_flight),
         max_queue: count(args.max_queue),
     });
@@ -199,10 +203,21 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     ended.map_or(Ok(()), Err)
 }
 
-fn open_ledger(url: &LedgerUrl, clock: &Clock) -> Result<Arc<dyn Ledger>, ledger::Error> {
+/// The ledger, and for how long no process has sent anything by it: a restart must not bring the account a burst on top of
+/// the one before it.
+fn open_ledger(url: &LedgerUrl, clock: &Clock) -> Result<(Arc<dyn Ledger>, Duration), ledger::Error> {
     Ok(match url {
-        LedgerUrl::Sqlite(path) => Arc::new(Sqlite::open(path, clock)?),
-        LedgerUrl::Memory => Arc::new(Memory::default()),
+        LedgerUrl::Sqlite(path) => {
+            let opened_at = clock.wall();
+            let ledger = Sqlite::open(path, clock)?;
+            let rested = ledger.last_written().map_or(Duration::MAX, |at| {
+                // A date in the future says that the clock was set back: then nobody knows.
+                let since = opened_at.duration_since(at).unwrap_or_default();
+                since.saturating_sub(SEND_LAG)
+            });
+            (Arc::new(ledger), rested)
+        }
+        LedgerUrl::Memory => (Arc::new(Memory::default()), Duration::MAX),
     })
 }
 

@@ -27,6 +27,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod dispatch;
+pub mod fail_point;
 pub mod grpc;
 pub mod invitation;
 pub mod ledger;

@@ -1,7 +1,8 @@
 //! Steps 3 to 7, in a task of their own, so that no caller who leaves can cut a request short.
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
+use futures_util::FutureExt as _;
 use tokio::{pin, select, time::sleep};
 
 use super::{
@@ -12,8 +13,9 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
+    fail_point::{self, Place},
     invitation::{Failure, Reason, Sent},
-    ledger::{self, Claim, Claimed, Doubt, Settlement},
+    ledger::{self, Claim, Claimed, Doubt, LastError, Settlement},
     limiter::{Permit, Refused},
     metrics,
     surveylab::{self, Request},
@@ -60,7 +62,10 @@ impl Trip {
         let answer = select! {
             biased;
             () = cut_off.cancelled() => Some(self.cut_off()),
-            answer = self.answer() => answer,
+            answer = AssertUnwindSafe(self.answer()).catch_unwind() => match answer {
+                Ok(answer) => answer,
+                Err(_) => self.panicked().await,
+            },
         };
         if let Some(answer) = answer {
             self.landing.land(answer);
@@ -77,6 +82,27 @@ impl Trip {
             Progress::Gone => Sent::No,
         };
         Err(Failure::new(Reason::ShuttingDown, sent).retry_after(LATER))
+    }
+
+    /// A bug; the key must not stay claimed for it until the next start. Whether a request went out, nobody knows.
+    async fn panicked(&self) -> Option<Answer> {
+        let key = &self.landing.flight.key;
+        tracing::error!(?key, "a request panicked; please report it as a bug");
+        if !matches!(*self.landing.flight.progress.borrow(), Progress::OnTheWire) {
+            // Those who wait begin again.
+            return None;
+        }
+        let failure = Failure::new(Reason::OutcomeInDoubt, Sent::Unknown);
+        let error = LastError {
+            reason: failure.reason,
+            http_status: None,
+        };
+        let settlement = Settlement::InDoubt { error };
+        let end = End::Settle(settlement, self.core.clock.timestamp());
+        match self.end(end, Sent::Unknown).await {
+            Recorded::Quietly => Some(Err(failure)),
+            Recorded::Late => None,
+        }
     }
 
     /// `None` if nobody waits for an answer any more, or all have been told one.
@@ -141,6 +167,7 @@ impl Trip {
             doubt,
             at: self.core.clock.timestamp(),
         };
+        fail_point::reached(Place::BeforeClaim);
         let (count, was_in_doubt) = match self.core.ledger.claim(claim).await {
             Ok(Claimed::Yes { attempts, was_in_doubt }) => (attempts, was_in_doubt),
             Ok(Claimed::No(record)) => {
@@ -153,6 +180,7 @@ impl Trip {
                 return Attempt::Answered(Err(attempts.last.take().unwrap_or(failure)));
             }
         };
+        fail_point::reached(Place::AfterClaim);
         if permit.token().await.is_err() {
             drop(permit);
             return match self.end(End::Release, attempts.sent).await {
@@ -162,8 +190,10 @@ impl Trip {
         }
 
         attempts.made += 1;
+        fail_point::reached(Place::BeforeSend);
         let begin = self.core.clock.now();
         let answer = self.core.surveylab.send(&self.request).await;
+        fail_point::reached(Place::AfterAnswer);
         metrics::request(answer.name(), begin.elapsed());
         if let surveylab::Answer::RateLimited { retry_after } = answer {
             permit.rate_limited(retry_after);
@@ -180,6 +210,7 @@ impl Trip {
         if let Recorded::Late = self.end(End::Settle(settlement, at), attempts.sent).await {
             return Attempt::Announced;
         }
+        fail_point::reached(Place::AfterSettle);
         match verdict {
             Verdict::Added { notification } => Attempt::Answered(Ok(Outcome::Added(Added {
                 at,

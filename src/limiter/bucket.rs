@@ -58,13 +58,13 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// A full bucket that holds up to `burst` tokens and gains one each `period`.
-    pub fn new(period: Duration, burst: u32) -> Self {
+    /// A bucket that holds up to `burst` tokens, gains one each `period`, and was empty when `rested` began.
+    pub fn new(period: Duration, burst: u32, rested: Duration) -> Self {
         let clock = TokioClock { origin: Instant::now() };
         let token = token(period, burst);
         let cell = cell(period, token);
         let capacity = capacity(period, burst, token, cell);
-        Self {
+        let mut bucket = Self {
             governor: governor(cell, capacity, token, clock),
             clock,
             burst,
@@ -72,7 +72,10 @@ impl Bucket {
             cell,
             capacity,
             known: (clock.origin, capacity),
-        }
+        };
+        let gained = rested.as_nanos() / cell.as_nanos();
+        bucket.refit(period, u32::try_from(gained).unwrap_or(u32::MAX));
+        bucket
     }
 
     /// Takes one token, or says when one will be there.

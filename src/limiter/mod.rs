@@ -45,6 +45,8 @@ pub struct Settings {
     pub rate: Rate,
     /// Tokens that the bucket saves up; at least 1.
     pub burst: u32,
+    /// For how long no request has gone out: what the bucket has saved up by now, as if it had been empty before.
+    pub rested: Duration,
     /// Permits out at once.
     pub max_in_flight: usize,
     /// Requests waiting at once.
@@ -117,7 +119,7 @@ impl Limiter {
             shared: Arc::new(Shared {
                 settings,
                 state: Mutex::new(State {
-                    bucket: Bucket::new(settings.rate.period(), settings.burst),
+                    bucket: Bucket::new(settings.rate.period(), settings.burst, settings.rested),
                     adaptive: Adaptive::new(),
                     lanes: Lanes::new(),
                     unsent: 0,

@@ -14,6 +14,7 @@ fn settings(rate: &str, burst: u32) -> Settings {
     Settings {
         rate: rate.parse().unwrap(),
         burst,
+        rested: Duration::MAX,
         max_in_flight: 1_000_000,
         max_queue: 1_000_000,
     }
@@ -337,7 +338,7 @@ async fn the_rate_rises_and_the_bucket_fills_while_nobody_waits() {
 
 #[tokio::test(start_paused = true)]
 async fn a_rise_takes_nothing_out_of_the_bucket() {
-    let mut bucket = Bucket::new(Duration::from_secs(1), 10);
+    let mut bucket = Bucket::new(Duration::from_secs(1), 10, Duration::MAX);
     bucket.cut(Duration::from_secs(2));
     advance(Duration::from_secs(9)).await;
     bucket.raise(Duration::from_secs(1));

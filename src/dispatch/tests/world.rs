@@ -148,6 +148,7 @@ impl Plan {
         let (limiter, pacer) = Limiter::new(limiter::Settings {
             rate: self.rate.parse().unwrap(),
             burst: self.burst,
+            rested: Duration::MAX,
             max_in_flight: 32,
             max_queue: 1_000,
         });

@@ -5,7 +5,7 @@ use std::{
     io::{self, ErrorKind, Read, Write},
     path::{Path, PathBuf},
     process,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use rusqlite::{Connection, OpenFlags, ffi};
@@ -129,6 +129,14 @@ impl Place {
             .and_then(|()| writeln!(file, "{}", process::id()))
             .map_err(failed)?;
         Ok(Owner { _file: file })
+    }
+
+    /// When the database or its WAL was last written; `None` if there is nothing in them.
+    pub(super) fn last_written(&self) -> Option<SystemTime> {
+        [self.real.clone(), self.beside("-wal")]
+            .iter()
+            .filter_map(|path| fs::metadata(path).ok().filter(|file| file.len() > 0)?.modified().ok())
+            .max()
     }
 
     /// Makes the file if there is none, readable by its owner alone; SQLite gives the files beside it the same mode.

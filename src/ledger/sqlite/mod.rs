@@ -7,7 +7,7 @@
 //!
 //! The file must be on a local disk: its lock, and the WAL's shared memory, don't work across a network.
 
-use std::path::Path;
+use std::{path::Path, time::SystemTime};
 
 use futures_util::future::{BoxFuture, FutureExt};
 
@@ -37,6 +37,7 @@ pub struct Sqlite {
     lister: Worker,
     reader: Worker,
     writer: Worker,
+    last_written: Option<SystemTime>,
 }
 
 impl Sqlite {
@@ -53,20 +54,40 @@ impl Sqlite {
     pub fn open(path: &Path, clock: &Clock) -> Result<Self, Error> {
         let place = Place::find(path)?;
         let owner = place.lock()?;
+        let last_written = place.last_written();
         place.prepare()?;
         let writing = schema::open(&place, clock.timestamp())?;
         let connect = || place.connect().map_err(|error| place.refused(&error));
         let (reading, listing) = (connect()?, connect()?);
 
         let failed = |error| Error::Unavailable(format!("{}: no thread for it: {error}", path.display()));
-        let role = |name, begin, max_batch| Role { name, begin, max_batch };
-        let lister = Worker::spawn(role("ledger-list", "BEGIN", 1), place.clone(), listing, ()).map_err(failed)?;
-        let reader =
-            Worker::spawn(role("ledger-read", "BEGIN", MAX_BATCH), place.clone(), reading, ()).map_err(failed)?;
-        // Takes the write lock at once: a transaction that read first could find that it may no more write.
-        let role = role("ledger-write", "BEGIN IMMEDIATE", MAX_BATCH);
-        let writer = Worker::spawn(role, place, writing, owner).map_err(failed)?;
-        Ok(Self { lister, reader, writer })
+        let read = |name, max_batch| Role {
+            name,
+            begin: "BEGIN",
+            max_batch,
+            writes: false,
+        };
+        let lister = Worker::spawn(read("ledger-list", 1), place.clone(), listing, ()).map_err(failed)?;
+        let reader = Worker::spawn(read("ledger-read", MAX_BATCH), place.clone(), reading, ()).map_err(failed)?;
+        let write = Role {
+            name: "ledger-write",
+            // Takes the write lock at once: a transaction that read first could find that it may no more write.
+            begin: "BEGIN IMMEDIATE",
+            max_batch: MAX_BATCH,
+            writes: true,
+        };
+        let writer = Worker::spawn(write, place, writing, owner).map_err(failed)?;
+        Ok(Self {
+            lister,
+            reader,
+            writer,
+            last_written,
+        })
+    }
+
+    /// When a process before this one wrote last, by the date of the ledger's files; `None` for a new ledger.
+    pub fn last_written(&self) -> Option<SystemTime> {
+        self.last_written
     }
 }
 

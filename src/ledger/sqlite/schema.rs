@@ -5,6 +5,7 @@ use rusqlite::{Connection, TransactionBehavior, ffi};
 use super::{file::Place, write};
 use crate::{
     clock::Timestamp,
+    fail_point,
     ledger::{Error, rules},
 };
 
@@ -105,8 +106,11 @@ fn migrate(db: &mut Connection, version: &mut i64) -> rusqlite::Result<()> {
 /// Puts in doubt what a process before this one had claimed and not settled.
 fn put_in_doubt(db: &mut Connection, now: Timestamp) -> rusqlite::Result<()> {
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    fail_point::reached(fail_point::Place::BeforeRecovery);
     let orphans = write::settle_all(&transaction, rules::ORPHANED, now)?;
+    fail_point::reached(fail_point::Place::WithinRecovery);
     transaction.commit()?;
+    fail_point::reached(fail_point::Place::AfterRecovery);
     if orphans > 0 {
         tracing::warn!(
             keys = orphans,

@@ -17,7 +17,7 @@ use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::file::{Place, describe};
-use crate::ledger::Error;
+use crate::{fail_point, ledger::Error};
 
 /// How many callers may have something waiting before further ones wait for a place.
 const QUEUE: usize = 4_096;
@@ -90,6 +90,7 @@ pub(super) struct Role {
     /// The statement that begins a batch's transaction.
     pub begin: &'static str,
     pub max_batch: usize,
+    pub writes: bool,
 }
 
 /// The handle of a thread. Dropping it waits for the thread, which ends once it has done what it was asked.
@@ -233,8 +234,16 @@ impl Session {
         for step in batch {
             step.run(&self.db)?;
         }
+        self.fail_point(fail_point::Place::BeforeCommit);
         self.db.prepare_cached("COMMIT")?.execute([])?;
+        self.fail_point(fail_point::Place::AfterCommit);
         Ok(())
+    }
+
+    fn fail_point(&self, place: fail_point::Place) {
+        if self.role.writes {
+            fail_point::reached(place);
+        }
     }
 
     fn roll_back(&mut self, cause: &rusqlite::Error) {
