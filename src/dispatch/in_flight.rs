@@ -25,6 +25,8 @@ use crate::{
 /// How far a flight has come, as those who wait for it see it.
 #[derive(Clone, Debug)]
 pub enum Progress {
+    /// The ledger is asked about the key: the flight may end before it has begun.
+    LookingUp,
     /// Nothing is on the wire; after a failed attempt with what it failed with.
     Waiting { last: Option<Failure> },
     /// A request is claimed and may be on the wire.
@@ -117,6 +119,8 @@ pub enum Entered {
     Joins(Seat),
     /// Somebody is, with other data.
     Reused,
+    /// Somebody asks with other data whether the key is free. It may well be this caller's: to be seen once they know.
+    Unknown(watch::Receiver<Progress>),
 }
 
 impl InFlight {
@@ -127,7 +131,10 @@ impl InFlight {
             Entry::Occupied(entry) => {
                 let seats = entry.into_mut();
                 if seats.flight.fingerprint != invitation.fingerprint {
-                    return Entered::Reused;
+                    return match *seats.flight.progress.borrow() {
+                        Progress::LookingUp => Entered::Unknown(seats.flight.progress.subscribe()),
+                        _ => Entered::Reused,
+                    };
                 }
                 seats.take(call.doubt);
                 if seats.terms.improve(Terms::of(call)) {
@@ -139,7 +146,7 @@ impl InFlight {
                 let flight = Arc::new(Flight {
                     key: invitation.key.clone(),
                     fingerprint: invitation.fingerprint,
-                    progress: watch::Sender::new(Progress::Waiting { last: None }),
+                    progress: watch::Sender::new(Progress::LookingUp),
                     abandoned: CancellationToken::new(),
                     improved: Notify::new(),
                     credited: AtomicBool::new(false),
@@ -165,10 +172,16 @@ impl InFlight {
         }
     }
 
+    /// The key is free, and the flight waits for its turn.
+    pub fn wait(&self, flight: &Arc<Flight>) {
+        flight.progress.send_replace(Progress::Waiting { last: None });
+    }
+
     /// Watches the key without a wish that anything be sent.
     pub fn observe(&self, key: &Key, fingerprint: Fingerprint) -> Observed {
         match self.lock().get(key) {
             None => Observed::Nobody,
+            Some(seats) if matches!(*seats.flight.progress.borrow(), Progress::LookingUp) => Observed::Nobody,
             Some(seats) if seats.flight.fingerprint != fingerprint => Observed::Reused,
             Some(seats) => Observed::UnderWay(seats.flight.progress.subscribe()),
         }

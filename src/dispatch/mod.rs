@@ -149,6 +149,11 @@ impl Dispatcher {
         loop {
             let answer = match self.core.in_flight.enter(call) {
                 Entered::Reused => return Err(reused()),
+                Entered::Unknown(mut progress) => {
+                    let known = progress.wait_for(|progress| !matches!(progress, Progress::LookingUp));
+                    let _known_or_gone = within(call.deadline, known).await?;
+                    None
+                }
                 Entered::Joins(seat) => self.wait(seat, call).await,
                 Entered::Leads(lead) => self.lead(lead, call).await,
             };
@@ -251,6 +256,7 @@ impl Dispatcher {
             landing.land(answer.clone());
             return Some(answer);
         }
+        self.core.in_flight.wait(&landing.flight);
         let trip = Trip::new(self.core.clone(), landing, call.request.clone());
         self.core.trips.spawn(trip.run());
         self.wait(seat, call).await
@@ -284,7 +290,7 @@ impl Dispatcher {
             Progress::Done(answer) => return Some(answer),
             Progress::Gone => return None,
             Progress::Waiting { last: Some(last) } => last,
-            Progress::Waiting { last: None } | Progress::OnTheWire => {
+            Progress::LookingUp | Progress::Waiting { last: None } | Progress::OnTheWire => {
                 let mut failure = Failure::new(Reason::WaitTooLong, Sent::No).retry_after(LATER);
                 failure.deadline_passed = deadline.is_some();
                 failure

@@ -170,6 +170,11 @@ impl Sandbox {
         self.core.tasks.wait().await;
     }
 
+    /// From when on arrivals are counted ([`Request::at`]).
+    pub fn started(&self) -> Instant {
+        self.core.started
+    }
+
     pub fn report(&self) -> Report {
         self.core.report(&self.core.lock())
     }

@@ -6,18 +6,19 @@ use surveylab_gateway::{
     proto::{AddRespondentRequest, Outcome},
     sandbox::{Fault, Gate, Sandbox},
 };
-use tokio::{
-    task::{JoinHandle, JoinSet},
-    time::{Instant, interval},
-};
+use tokio::{task::JoinSet, time::Instant};
 use tonic::Code;
 
-use crate::support::{
-    Gateway, Options,
-    call::{Client, add, added, stream},
-    gateway::surveylab,
-    request,
-    watch::{add_within, soon, until_waiting},
+use crate::{
+    history::rules,
+    support::{
+        Gateway, Options,
+        call::{Client, add, added, stream},
+        gateway::surveylab,
+        lateness::Lateness,
+        request,
+        watch::{add_within, soon, until_waiting},
+    },
 };
 
 /// The crks in the order of their arrival at SurveyLab.
@@ -29,47 +30,6 @@ fn order(sandbox: &Sandbox) -> Vec<String> {
 
 fn requests(prefix: &str, count: usize) -> Vec<AddRespondentRequest> {
     (0..count).map(|i| request(&format!("{prefix}{i:05}"))).collect()
-}
-
-/// The greatest number by which any window of arrivals exceeds burst + rate·W.
-fn excess(arrivals: &[Duration], burst: f64, rate: f64) -> f64 {
-    let mut worst = f64::MIN;
-    for (i, from) in arrivals.iter().enumerate() {
-        for (j, to) in arrivals.iter().enumerate().skip(i) {
-            let allowed = burst + rate * (*to - *from).as_secs_f64();
-            worst = worst.max((j - i + 1) as f64 - allowed);
-        }
-    }
-    worst
-}
-
-/// Measures how late this machine lets tasks run: by so much a time of arrival may be wrong.
-struct Lateness(JoinHandle<()>, tokio::sync::watch::Receiver<Duration>);
-
-impl Lateness {
-    fn measure() -> Self {
-        let (sender, receiver) = tokio::sync::watch::channel(Duration::ZERO);
-        let task = tokio::spawn(async move {
-            let period = Duration::from_millis(1);
-            let mut ticks = interval(period);
-            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            loop {
-                let due = ticks.tick().await;
-                let late = Instant::now() - due;
-                sender.send_if_modified(|worst| {
-                    let worse = late > *worst;
-                    *worst = late.max(*worst);
-                    worse
-                });
-            }
-        });
-        Self(task, receiver)
-    }
-
-    fn worst(self) -> Duration {
-        self.0.abort();
-        *self.1.borrow()
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -112,7 +72,7 @@ async fn no_window_of_time_carries_more_than_burst_and_rate_allow() {
     // In every window of time. One request that this machine holds up counts here as a too early next one, so it
     // holds to three times the time by which tasks run late meanwhile: a third of a request on an idle machine.
     let late = lateness.worst();
-    let excess = excess(&arrivals, BURST, RATE);
+    let excess = rules::excess(&arrivals, BURST, RATE);
     let ideal = (300.0 - BURST) / RATE;
     println!("300 requests at 100/s took {took:?}, ideal {ideal} s; excess {excess:.3} requests, {late:?} late");
     assert!(

@@ -22,13 +22,19 @@ use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tonic::transport::Channel;
 
+use super::watch::until;
+
 /// The binary under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_surveylab-gateway");
+
+/// Names another binary to be run as the gateway: one with a bug planted, to see that the tests find it.
+const OTHER_BINARY: &str = "GATEWAY_UNDER_TEST";
 
 /// The token that the gateway is given, for sandboxes that check it and for tests that look for leaks.
 pub const TOKEN: &str = "t0ken-c4nary-5ecret";
 
 /// How a test wants its gateway. By default fast enough that no test waits for the rate limit.
+#[derive(Clone)]
 pub struct Options {
     flags: Vec<String>,
     env: Vec<(String, String)>,
@@ -89,7 +95,7 @@ impl Gateway {
     /// A gateway in front of any URL.
     pub async fn in_front_of(url: &str, options: Options) -> Self {
         let directory = Arc::new(tempfile::tempdir().unwrap());
-        Self::spawn(url.into(), options, directory).await
+        Self::serving(url.into(), options, directory).await
     }
 
     /// The same gateway again, over the same ledger, once this one has ended.
@@ -100,10 +106,24 @@ impl Gateway {
     pub async fn restart_with(mut self, change: impl FnOnce(Options) -> Options) -> Self {
         self.kill();
         let options = change(std::mem::replace(&mut self.options, Options::new()));
+        Self::serving(self.surveylab_url.clone(), options, self.directory.clone()).await
+    }
+
+    /// The same gateway again, with one more variable in its environment, once this one has ended. Fails with the log of
+    /// a process that ends before it serves.
+    pub async fn again(&self, name: &str, value: &str) -> Result<Self, String> {
+        let mut options = self.options.clone();
+        options.env.retain(|(other, _)| other != name);
+        let options = options.env(name, value);
         Self::spawn(self.surveylab_url.clone(), options, self.directory.clone()).await
     }
 
-    async fn spawn(url: String, options: Options, directory: Arc<TempDir>) -> Self {
+    async fn serving(url: String, options: Options, directory: Arc<TempDir>) -> Self {
+        let gateway = Self::spawn(url, options, directory).await;
+        gateway.unwrap_or_else(|log| panic!("the gateway ended:\n{log}"))
+    }
+
+    async fn spawn(url: String, options: Options, directory: Arc<TempDir>) -> Result<Self, String> {
         let mut command = command(&options.wrapper);
         command
             .arg("serve")
@@ -145,9 +165,9 @@ impl Gateway {
         });
         let Ok((grpc, admin)) = addresses.await else {
             let _ = child.wait();
-            panic!("the gateway ended:\n{}", log.lock().unwrap());
+            return Err(log.lock().unwrap().clone());
         };
-        Self {
+        Ok(Self {
             child,
             log,
             grpc,
@@ -155,12 +175,18 @@ impl Gateway {
             directory,
             surveylab_url: url,
             options,
-        }
+        })
     }
 
     /// A client on a connection of its own.
     pub async fn client(&self) -> InvitationServiceClient<Channel> {
         InvitationServiceClient::new(self.channel().await)
+    }
+
+    /// The same of a gateway that may be gone.
+    pub async fn try_client(&self) -> Result<InvitationServiceClient<Channel>, tonic::transport::Error> {
+        let channel = Channel::from_shared(format!("http://{}", self.grpc)).unwrap();
+        Ok(InvitationServiceClient::new(channel.connect().await?))
     }
 
     pub async fn channel(&self) -> Channel {
@@ -179,6 +205,11 @@ impl Gateway {
             .args(["-s", name, &self.child.id().to_string()])
             .status();
         assert!(signalled.unwrap().success());
+    }
+
+    /// Waits for the process to end by itself, and stays to be started again.
+    pub async fn wait(&mut self) {
+        until("the process ends", async || self.child.try_wait().unwrap().is_some()).await;
     }
 
     /// Waits for the process to end by itself.
@@ -248,11 +279,12 @@ fn files(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 }
 
 fn command(wrapper: &[String]) -> Command {
+    let binary = std::env::var(OTHER_BINARY).unwrap_or_else(|_| BINARY.into());
     match wrapper.split_first() {
-        None => Command::new(BINARY),
+        None => Command::new(binary),
         Some((program, arguments)) => {
             let mut command = Command::new(program);
-            command.args(arguments).arg(BINARY);
+            command.args(arguments).arg(binary);
             command
         }
     }

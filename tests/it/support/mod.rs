@@ -3,6 +3,7 @@
 pub mod call;
 pub mod deadline;
 pub mod gateway;
+pub mod lateness;
 pub mod process;
 pub mod watch;
 
