@@ -8,6 +8,7 @@ use super::*;
 use crate::{limiter::StreamId, surveylab};
 use world::{Plan, UNAVAILABLE, World, doubtful, is_added, is_duplicate, ms, reason, scripted};
 
+mod panics;
 mod world;
 
 #[tokio::test(start_paused = true)]
@@ -501,4 +502,20 @@ async fn what_was_announced_stays_so_when_it_is_cut_off() {
         reason(late.answer().await.unwrap()),
         (Reason::LedgerUnavailable, Sent::Yes)
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_with_other_data_that_only_looks_refuses_nobody() {
+    let world = scripted([]);
+    assert!(is_added(&world.add("k").await));
+    let turn = world.ledger.look_ups.acquire_many(1_000).await.unwrap();
+    let wrong = world.spawn(world.call("k", "b@example.com"));
+    sleep(ms(10)).await;
+    let right = world.spawn(world.call("k", "a@example.com"));
+    let hasty = world.add_within("k", ms(10)).await.unwrap_err();
+    assert_eq!((hasty.reason, hasty.deadline_passed), (Reason::WaitTooLong, true));
+    drop(turn);
+    assert_eq!(reason(wrong.await.unwrap()), (Reason::CrkReused, Sent::No));
+    assert!(is_duplicate(&right.await.unwrap()));
+    assert_eq!(world.requests(), 1);
 }

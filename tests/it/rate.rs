@@ -1,6 +1,9 @@
 //! The account's rate: never exceeded, shared fairly, and spent on requests to SurveyLab alone.
 
-use std::time::Duration;
+use std::{
+    fs::File,
+    time::{Duration, SystemTime},
+};
 
 use surveylab_gateway::{
     proto::{AddRespondentRequest, Outcome},
@@ -214,4 +217,41 @@ async fn duplicates_and_bad_input_spend_no_token() {
         "{retry:?}"
     );
     assert_eq!(sandbox.report().requests, 2);
+}
+
+#[tokio::test]
+async fn a_restart_brings_no_second_burst() {
+    let sandbox = surveylab().await;
+    let options = Options::new().flag("--rate", "1/h").flag("--burst", 3);
+    let gateway = Gateway::with(options, &sandbox).await;
+    let client = gateway.client().await;
+    for crk in ["a", "b", "c"] {
+        assert_eq!(added(&client, request(crk)).await, Outcome::Added);
+    }
+    let gateway = gateway.restart().await;
+    let client = gateway.client().await;
+    let refused = add(&client, request("d")).await.unwrap_err();
+    assert_eq!((refused.reason.as_str(), refused.sent()), ("WAIT_TOO_LONG", "no"));
+    // What is known needs no token.
+    assert_eq!(added(&client, request("a")).await, Outcome::Duplicate);
+
+    // A long rest fills the bucket again. The files' dates say when the last process wrote.
+    let mut gateway = gateway;
+    gateway.kill();
+    let long_ago = SystemTime::now() - Duration::from_secs(2 * 3600 + 60);
+    for (path, _) in gateway.files() {
+        File::options()
+            .write(true)
+            .open(path)
+            .unwrap()
+            .set_modified(long_ago)
+            .unwrap();
+    }
+    let gateway = gateway.restart().await;
+    let client = gateway.client().await;
+    for crk in ["d", "e"] {
+        assert_eq!(added(&client, request(crk)).await, Outcome::Added);
+    }
+    let refused = add(&client, request("f")).await.unwrap_err();
+    assert_eq!((refused.reason.as_str(), refused.sent()), ("WAIT_TOO_LONG", "no"));
 }
