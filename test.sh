@@ -1,9 +1,20 @@
 #!/usr/bin/env bash
 # Runs every check of this repository and stops at the first failure. Needs a Rust toolchain and a C compiler; what else
 # is missing it installs with apt where it may, or names. Tools go to target/tools, never outside of target/.
+#
+# With --long it also repeats what is random, for some LONGMINUTES minutes: 500 kills, ….
 set -euo pipefail
 cd "$(dirname "$0")"
 exec </dev/null
+
+case ${1-} in
+  "") long= ;;
+  --long) long=yes ;;
+  *)
+    printf 'usage: ./test.sh [--long]\n' >&2
+    exit 2
+    ;;
+esac
 
 root=$PWD
 tools=$root/target/tools

@@ -140,7 +140,8 @@ impl Key<'_> {
                 .operations
                 .iter()
                 .any(|other| other.wish == Wish::ResolveAdded && may_be_done(other) && other.begun <= operation.ended);
-            if !by_request && !(by_a_person && operation.heard != Heard::Added) {
+            let explained = by_request || (by_a_person && operation.heard != Heard::Added);
+            if !explained {
                 return Some(format!("was acknowledged without an effect: {operation:?}"));
             }
         }
@@ -233,17 +234,17 @@ impl Key<'_> {
             })
         };
         let has_effect = self.requests.iter().any(|request| request.effect);
-        let was_cut_off = self
+        let may_be_unsent = self
             .operations
             .iter()
-            .any(|operation| operation.heard == Heard::Nothing);
+            .any(|operation| operation.heard == Heard::Nothing || reason(&operation.heard) == "OUTCOME_IN_DOUBT");
         match state {
             Some(State::Pending | State::Unspecified) => return wrong("nothing is under way any more"),
             Some(State::Added) if !has_effect && !resolved(Wish::ResolveAdded, Duration::ZERO) => {
                 return wrong("nothing took effect");
             }
-            // Only who was cut off between claim and send leaves a key that was never sent.
-            Some(_) if self.requests.is_empty() && !was_cut_off => return wrong("no request was ever made"),
+            // What is cut off between claim and arrival leaves a key in doubt that was never sent.
+            Some(_) if self.requests.is_empty() && !may_be_unsent => return wrong("no request was ever made"),
             _ => {}
         }
         if let Some(last) = self.requests.last() {
