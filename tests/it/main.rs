@@ -5,6 +5,7 @@ mod support;
 
 mod cancel;
 mod cli;
+mod clock_jumps;
 mod crash;
 mod disk;
 mod doubt;
@@ -14,6 +15,7 @@ mod idempotency;
 mod layout;
 mod parameters;
 mod pause;
+mod power;
 mod rate;
 mod secrets;
 mod settings;

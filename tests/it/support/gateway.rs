@@ -103,7 +103,18 @@ impl Gateway {
         Self::spawn(self.surveylab_url.clone(), options, self.directory.clone()).await
     }
 
+    /// A gateway that may end before it listens: then how it ended, and its log.
+    pub async fn try_in_front_of(url: &str, options: Options) -> Result<Self, (ExitStatus, String)> {
+        let directory = Arc::new(tempfile::tempdir().unwrap());
+        Self::try_spawn(url.into(), options, directory).await
+    }
+
     async fn spawn(url: String, options: Options, directory: Arc<TempDir>) -> Self {
+        let spawned = Self::try_spawn(url, options, directory).await;
+        spawned.unwrap_or_else(|(status, log)| panic!("the gateway ended, {status}:\n{log}"))
+    }
+
+    async fn try_spawn(url: String, options: Options, directory: Arc<TempDir>) -> Result<Self, (ExitStatus, String)> {
         let mut command = command(&options.wrapper);
         command
             .arg("serve")
@@ -144,10 +155,10 @@ impl Gateway {
             }
         });
         let Ok((grpc, admin)) = addresses.await else {
-            let _ = child.wait();
-            panic!("the gateway ended:\n{}", log.lock().unwrap());
+            let status = child.wait().unwrap();
+            return Err((status, log.lock().unwrap().clone()));
         };
-        Self {
+        Ok(Self {
             child,
             log,
             grpc,
@@ -155,7 +166,7 @@ impl Gateway {
             directory,
             surveylab_url: url,
             options,
-        }
+        })
     }
 
     /// A client on a connection of its own.

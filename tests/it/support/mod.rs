@@ -4,6 +4,7 @@ pub mod call;
 pub mod deadline;
 pub mod gateway;
 pub mod process;
+pub mod shim;
 pub mod watch;
 
 pub use call::{Error, added, request, status_error};

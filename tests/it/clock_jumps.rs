@@ -1,0 +1,1 @@
+//! The wall clock set back and forth under load.
