@@ -6,7 +6,8 @@
  * POWER_DIRECTORY  real path of the directory whose files are followed; SQLite's -shm is not, as it never survives
  * POWER_TRACE      gets one record after the other, as tests/it/power/trace.rs reads them; appended to; may be unset
  * POWER_LIE        syncs of files whose name ends so do nothing, and leave no record: a bug planted on purpose
- * POWER_KILL_AT    the process kills itself at this operation on the followed files, counted from 1,
+ * POWER_KILL_AT    the process kills itself at this operation on files, counted from 1,
+ * POWER_KILL_IN    whose name ends so (any if unset),
  * POWER_KILL_PART  having done so many thousandths of it
  *
  * One lock makes the order total. An operation on a file is recorded and done under it. A sync is done without it,
@@ -43,12 +44,12 @@ struct record {
 struct descriptor {
     enum { UNKNOWN, OTHER, FOLLOWED, SOCKET } is;
     uint32_t handle;
-    int lies;
+    int lies, counts;
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct descriptor descriptors[DESCRIPTORS];
-static const char *directory, *lie;
+static const char *directory, *lie, *kill_in;
 static int trace = -1;
 static uint32_t handles;
 static uint64_t syncs, operations, kill_at, kill_part;
@@ -78,6 +79,8 @@ __attribute__((constructor)) static void begin(void) {
     const char *path = getenv("POWER_TRACE"), *at = getenv("POWER_KILL_AT"), *part = getenv("POWER_KILL_PART");
     directory = getenv("POWER_DIRECTORY");
     lie = getenv("POWER_LIE");
+    kill_in = getenv("POWER_KILL_IN");
+    if (!kill_in) kill_in = "";
     kill_at = at ? strtoull(at, NULL, 10) : 0;
     kill_part = part ? strtoull(part, NULL, 10) : 0;
     if (!directory) abort();
@@ -90,9 +93,14 @@ __attribute__((constructor)) static void begin(void) {
     put(START, 0, getpid(), NULL, 0);
 }
 
+static int ends_with(const char *name, const char *tail) {
+    size_t length = strlen(name), end = strlen(tail);
+    return end <= length && strcmp(name + length - end, tail) == 0;
+}
+
 /* How much of an operation of this size is done before the process dies, or all of it. */
-static uint64_t admit(uint64_t size) {
-    if (++operations != kill_at) return size;
+static uint64_t admit(int counts, uint64_t size) {
+    if (!counts || ++operations != kill_at) return size;
     dying = 1;
     return size * kill_part / 1000;
 }
@@ -106,15 +114,15 @@ static void die_if_dying(void) {
 
 /* The path below the directory, empty for the directory itself, or NULL for what is not followed. */
 static const char *followed(const char *path) {
-    size_t length = strlen(directory), all = strlen(path);
+    size_t length = strlen(directory);
     if (strncmp(path, directory, length) != 0) return NULL;
     if (path[length] == 0) return path + length;
-    if (path[length] != '/' || (all > 4 && strcmp(path + all - 4, "-shm") == 0)) return NULL;
+    if (path[length] != '/' || ends_with(path, "-shm")) return NULL;
     return path + length + 1;
 }
 
 static struct descriptor *known(int fd) {
-    static struct descriptor other = {OTHER, 0, 0};
+    static struct descriptor other = {OTHER, 0, 0, 0};
     if (fd < 0 || fd >= DESCRIPTORS || fd == trace) return &other;
     struct descriptor *descriptor = &descriptors[fd];
     if (descriptor->is == UNKNOWN) {
@@ -133,14 +141,14 @@ static int open_at(const char *path, int flags, mode_t mode) {
     if (!name) return syscall(SYS_openat, AT_FDCWD, path, flags, mode);
     pthread_mutex_lock(&lock);
     int creates = (flags & O_CREAT) && access(path, F_OK) != 0;
-    if (creates && !admit(1)) die_if_dying();
+    int counts = ends_with(name, kill_in);
+    if (creates && !admit(counts, 1)) die_if_dying();
     int fd = syscall(SYS_openat, AT_FDCWD, path, flags, mode);
     if (fd >= DESCRIPTORS) abort();
     if (fd >= 0) {
-        size_t length = strlen(name), tail = lie ? strlen(lie) : 0;
-        int lies = lie && tail <= length && strcmp(name + length - tail, lie) == 0;
-        descriptors[fd] = (struct descriptor){FOLLOWED, ++handles, lies};
-        put_bytes(OPEN, handles, creates, name, length);
+        int lies = lie && ends_with(name, lie);
+        descriptors[fd] = (struct descriptor){FOLLOWED, ++handles, lies, counts};
+        put_bytes(OPEN, handles, creates, name, strlen(name));
         if (flags & O_TRUNC) put(TRUNCATE, handles, 0, NULL, 0);
     }
     die_if_dying();
@@ -176,7 +184,7 @@ int close(int fd) {
 }
 
 static ssize_t write_at(int fd, const struct descriptor *file, const void *data, size_t size, off_t offset) {
-    uint64_t part = admit(size);
+    uint64_t part = admit(file->counts, size);
     put_bytes(WRITE, file->handle, offset, data, part);
     ssize_t written = syscall(SYS_pwrite64, fd, data, part, offset);
     /* The record is there already, and would be wrong. */
@@ -249,7 +257,7 @@ int ftruncate64(int fd, off64_t length) {
     pthread_mutex_lock(&lock);
     const struct descriptor *file = known(fd);
     if (file->is == FOLLOWED) {
-        if (!admit(1)) die_if_dying();
+        if (!admit(file->counts, 1)) die_if_dying();
         put(TRUNCATE, file->handle, length, NULL, 0);
     }
     int result = syscall(SYS_ftruncate, fd, length);
@@ -268,7 +276,7 @@ static int sync_by(long call, int fd) {
     struct descriptor file = *known(fd);
     uint64_t number = ++syncs;
     if (file.is == FOLLOWED) {
-        if (!admit(1)) die_if_dying();
+        if (!admit(file.counts, 1)) die_if_dying();
         if (!file.lies) put(SYNC_BEGIN, file.handle, number, NULL, 0);
     }
     int last = dying;
@@ -294,7 +302,7 @@ int unlink(const char *path) {
     if (!name) return syscall(SYS_unlinkat, AT_FDCWD, path, 0);
     pthread_mutex_lock(&lock);
     int there = access(path, F_OK) == 0;
-    if (there && !admit(1)) die_if_dying();
+    if (there && !admit(ends_with(name, kill_in), 1)) die_if_dying();
     int result = syscall(SYS_unlinkat, AT_FDCWD, path, 0);
     if (result == 0) put_bytes(UNLINK, 0, 0, name, strlen(name));
     die_if_dying();

@@ -88,7 +88,7 @@ impl Disk {
                 },
             ),
             Event::Truncate { handle, length } => self.change(*handle, Change::Truncate(*length)),
-            Event::SyncBegin { sync, .. } => {
+            Event::SyncBegin { sync } => {
                 self.syncs.insert(*sync, self.now);
             }
             Event::SyncEnd { handle, sync } => self.synced(self.open[handle], self.syncs[sync]),
@@ -96,8 +96,23 @@ impl Disk {
                 self.names.remove(name);
                 self.renamed.push((self.now, Naming::Unlinked(name.clone())));
             }
+            Event::PowerLost(files) => *self = Self::holding(files),
             Event::Send { .. } => {}
         }
+    }
+
+    fn holding(files: &Files) -> Self {
+        let mut disk = Self::default();
+        for (name, bytes) in files {
+            disk.names.insert(name.clone(), disk.files.len());
+            disk.files.push(File {
+                seen: bytes.clone(),
+                durable: bytes.clone(),
+                ..File::default()
+            });
+        }
+        disk.durable_names.clone_from(&disk.names);
+        disk
     }
 
     fn opened(&mut self, handle: Handle, name: &str, created: bool) {

@@ -1,13 +1,11 @@
 //! Loss of power: every claim is durable before its request goes out, every outcome before anyone is told, and whatever
 //! a disk has kept opens as a ledger that says nothing wrong. A kill cannot show it: what a dead process wrote is there.
 
-use std::path::PathBuf;
-
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use crate::support::{Gateway, watch::soon};
 use check::Known;
-use disk::Disk;
+use disk::{Disk, Files};
 use scenario::Scenario;
 
 mod check;
@@ -41,13 +39,7 @@ async fn shut_down(gateway: Gateway) {
 struct Image {
     at: usize,
     seed: u64,
-    directory: tempfile::TempDir,
-}
-
-impl Image {
-    fn ledger(&self) -> PathBuf {
-        self.directory.path().join("ledger.db")
-    }
+    files: Files,
 }
 
 /// Images of random moments, as many from each phase.
@@ -63,9 +55,7 @@ fn images(scenario: &Scenario, random: &mut StdRng, count: usize) -> impl Iterat
         scenario.events[done..at].iter().for_each(|event| disk.apply(event));
         done = at;
         let files = disk.after_loss_of_power(&mut StdRng::seed_from_u64(seed));
-        let directory = tempfile::tempdir().unwrap();
-        disk::write(&files, directory.path());
-        Image { at, seed, directory }
+        Image { at, seed, files }
     })
 }
 
@@ -75,7 +65,9 @@ async fn breaches(scenario: &Scenario, random: &mut StdRng, count: usize) -> Vec
     let mut all = Vec::new();
     for image in images(scenario, random, count) {
         let known = Known::at(&story, image.at, &scenario.answers, &scenario.asked);
-        let breaches = known.breaches(&image.ledger()).await;
+        let directory = tempfile::tempdir().unwrap();
+        disk::write(&image.files, directory.path());
+        let breaches = known.breaches(&directory.path().join("ledger.db")).await;
         let named = breaches.into_iter();
         all.extend(named.map(|breach| format!("before event {}, image {}: {breach}", image.at, image.seed)));
     }
@@ -110,6 +102,21 @@ async fn whatever_a_loss_of_power_leaves_opens_as_a_ledger_that_is_right() {
     if !breaches.is_empty() {
         let kept = scenario.keep();
         panic!("POWER_REPLAY={}\n{}", kept.display(), breaches.join("\n"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_gateway_comes_back_after_a_loss_of_power_and_after_another_one() {
+    let mut random = seeded();
+    let scenario = Scenario::run(&mut random, |options| options).await;
+    let count = count("POWER_RETURNS", 3);
+    let returns: Vec<Image> = images(&scenario, &mut random, count).collect();
+    for Image { at, seed, files } in returns {
+        println!("back from a loss before event {at}, image {seed}");
+        let mut scenario = scenario.clone();
+        scenario.resumed(at, files).await;
+        let breaches = breaches(&scenario, &mut random, 9).await;
+        assert!(breaches.is_empty(), "{}", breaches.join("\n"));
     }
 }
 

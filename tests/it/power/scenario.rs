@@ -9,21 +9,26 @@ use std::{
 };
 
 use rand::{RngExt as _, rngs::StdRng};
+use surveylab_gateway::proto::Outcome;
+use tokio::task::JoinSet;
 
 use super::{
     SIGKILL,
-    disk::{self, Disk},
+    disk::{self, Disk, Files},
     load::{Answers, Fate, Load, surveylab_for},
     shut_down,
     trace::{self, Event, Story},
 };
 use crate::support::{
     Gateway, Options,
+    call::add,
+    request,
     shim::{KillAt, Power},
     watch::soon,
 };
 
 /// What happened, and what callers were told.
+#[derive(Clone)]
 pub struct Scenario {
     bytes: Vec<u8>,
     pub events: Vec<Event>,
@@ -46,6 +51,7 @@ impl Scenario {
         let sandbox = surveylab_for(&again).await;
         // Starting takes some 40 operations, the first load several hundred.
         let kill = KillAt {
+            files: "",
             operation: random.random_range(80..300),
             part: random.random_range(0..=1000),
         };
@@ -101,10 +107,71 @@ impl Scenario {
         Story::tell(&self.events)
     }
 
+    /// The power fails before event `at`, the gateway comes back over what the disk has kept, works and shuts down. Also
+    /// looks whether it sends anything that may have been sent before.
+    pub async fn resumed(&mut self, at: usize, files: Files) {
+        self.events.truncate(at);
+        let power = Power::new();
+        disk::write(&files, &power.directory());
+        let load = Load::mixed('D', 40);
+        let again: Vec<String> = load
+            .keys()
+            .filter(|crk| Fate::of(crk) == Fate::Again)
+            .cloned()
+            .collect();
+        let sandbox = surveylab_for(&again).await;
+        let gateway = Gateway::with(power.traced(), &sandbox).await;
+        let client = gateway.client().await;
+        let before: BTreeSet<String> = self.story().requests.into_keys().collect();
+        let answered: BTreeSet<String> = self.story().answers.into_keys().collect();
+        // All others were told later, which now never was.
+        self.answers.retain(|crk, _| answered.contains(crk));
+        let mut calls = JoinSet::new();
+        for crk in self.asked.iter().filter(|crk| Fate::of(crk) == Fate::Plain) {
+            let (client, crk) = (client.clone(), crk.clone());
+            calls.spawn(async move { (add(&client, request(&crk)).await, crk) });
+        }
+        let mut answers = Answers::new();
+        for (answer, crk) in calls.join_all().await {
+            match answer {
+                Ok(response) => {
+                    let expected = if before.contains(&crk) {
+                        Outcome::Duplicate
+                    } else {
+                        Outcome::Added
+                    };
+                    assert_eq!(response.outcome(), expected, "{crk}");
+                    answers.insert(crk, response);
+                }
+                Err(error) => {
+                    assert_eq!(error.reason, "OUTCOME_IN_DOUBT", "{crk}");
+                    assert!(!answered.contains(&crk), "{crk}");
+                }
+            }
+        }
+        let sent: Vec<String> = sandbox.keys().into_iter().map(|key| key.crk).collect();
+        assert!(sent.iter().all(|crk| !before.contains(crk)), "{sent:?}");
+        answers.extend(load.run(&client).await);
+        shut_down(gateway).await;
+
+        let events = trace::parse(&power.trace());
+        self.events.push(Event::PowerLost(files));
+        self.events.extend(events);
+        assert_model_is_the_disk(&self.events, &power.directory());
+        self.asked.extend(load.keys().cloned());
+        // What was told first is compared with what was told later.
+        answers.extend(std::mem::take(&mut self.answers));
+        self.answers = answers;
+    }
+
     /// What each process did: starting, working, shutting down. Most happens in the middle, and not most that matters.
     pub fn phases(&self) -> Vec<Range<usize>> {
-        let starts: Vec<usize> = (0..self.events.len())
-            .filter(|at| matches!(self.events[*at], Event::Start))
+        let is = |event: fn(&Event) -> bool| (0..self.events.len()).filter(move |at| event(&self.events[*at]));
+        let lost = is(|event| matches!(event, Event::PowerLost(_)))
+            .next_back()
+            .unwrap_or(0);
+        let starts: Vec<usize> = is(|event| matches!(event, Event::Start))
+            .filter(|at| *at >= lost)
             .chain([self.events.len()])
             .collect();
         let mut phases = Vec::new();

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use super::disk::Files;
+
 /// An open file, of one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Handle {
@@ -17,7 +19,7 @@ pub struct SyncId {
 }
 
 /// What a process did, in the order in which it did it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Event {
     /// A process began. None before it does anything any more.
     Start,
@@ -37,7 +39,6 @@ pub enum Event {
         length: usize,
     },
     SyncBegin {
-        handle: Handle,
         sync: SyncId,
     },
     /// It returned, without an error.
@@ -48,6 +49,8 @@ pub enum Event {
     Unlink {
         name: String,
     },
+    /// The power failed, and this is what the disk kept. Not of the trace, but between two.
+    PowerLost(Files),
     /// To be sent on a TCP connection.
     Send {
         data: Vec<u8>,
@@ -87,7 +90,7 @@ pub fn parse(bytes: &[u8]) -> Vec<Event> {
                 data: data.to_vec(),
             },
             4 => Event::Truncate { handle, length: place },
-            5 => Event::SyncBegin { handle, sync },
+            5 => Event::SyncBegin { sync },
             6 => Event::SyncEnd { handle, sync },
             7 => Event::Unlink { name: name() },
             8 => Event::Send { data: data.to_vec() },
@@ -140,7 +143,7 @@ impl<'a> Story<'a> {
                     open.insert(*handle, name);
                 }
                 Event::Write { handle, .. } => unsynced.entry(open[handle]).or_default().push(at),
-                Event::SyncBegin { sync, .. } => {
+                Event::SyncBegin { sync } => {
                     begun.insert(*sync, at);
                 }
                 Event::SyncEnd { handle, sync } => {
@@ -156,6 +159,7 @@ impl<'a> Story<'a> {
                 Event::Unlink { name } => {
                     unsynced.remove(name.as_str());
                 }
+                Event::PowerLost(_) => unsynced.clear(),
                 Event::Start | Event::Truncate { .. } | Event::Send { .. } => {}
             }
         }

@@ -26,17 +26,21 @@ fn compile(name: &str, into: &Path) -> PathBuf {
     library
 }
 
-/// Where a process is to die: at which operation on the ledger's files, and how many thousandths of it are done.
+/// Where a process is to die: at which operation on the ledger's files whose name ends so, and how many thousandths of
+/// it are done.
 #[derive(Clone, Copy, Debug)]
 pub struct KillAt {
+    pub files: &'static str,
     pub operation: u64,
     pub part: u64,
 }
 
 impl KillAt {
     pub fn set(self, options: Options) -> Options {
-        let options = options.env("POWER_KILL_AT", self.operation);
-        options.env("POWER_KILL_PART", self.part)
+        options
+            .env("POWER_KILL_IN", self.files)
+            .env("POWER_KILL_AT", self.operation)
+            .env("POWER_KILL_PART", self.part)
     }
 }
 
