@@ -1,6 +1,6 @@
 //! Kills at the ledger's own operations: within a commit, a checkpoint, a recovery, within a write.
 
-use std::{collections::BTreeMap, os::unix::process::ExitStatusExt as _};
+use std::{collections::BTreeMap, fs, os::unix::process::ExitStatusExt as _};
 
 use rand::{RngExt as _, rngs::StdRng};
 use surveylab_gateway::{
@@ -96,6 +96,34 @@ async fn assert_right(client: &Client, sandbox: &Sandbox, told: &Answers) {
     for key in sandbox.keys() {
         assert!(held.contains_key(&key.crk), "{} was sent, and is free", key.crk);
         assert_eq!((key.requests, key.effects), (1, 1), "{}", key.crk);
+    }
+}
+
+/// On the database itself the first operation makes the file, and the second writes its first page.
+#[tokio::test]
+async fn a_first_write_that_was_cut_short_is_taken_back() {
+    let sandbox = surveylab_for(&[]).await;
+    // Not all of the 16 bytes by which a database is known; a page without its contents; a page.
+    for (part, contents) in [(2, None), (0, Some(vec![0; 4096])), (1000, None)] {
+        let power = Power::new();
+        let kill = KillAt {
+            files: ".db",
+            operation: 2,
+            part,
+        };
+        let killed = Gateway::try_in_front_of(&sandbox.url(), kill.set(power.options())).await;
+        assert_eq!(killed.err().unwrap().0.signal(), Some(SIGKILL));
+        if let Some(contents) = contents {
+            fs::write(power.ledger(), contents).unwrap();
+        }
+        let bytes = fs::read(power.ledger()).unwrap();
+        assert_eq!(bytes.len(), [8, 4096][usize::from(part != 2)]);
+        assert!(fs::metadata(power.ledger().with_extension("db-journal")).unwrap().len() > 0);
+        let gateway = Gateway::with(power.options(), &sandbox).await;
+        assert_eq!(
+            list(&gateway.client().await, InvitationState::Unspecified).await,
+            Vec::<String>::new()
+        );
     }
 }
 
