@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, os::unix::process::ExitStatusExt as _};
 
-use rand::{RngExt as _, rngs::StdRng};
+use rand::RngExt as _;
 use surveylab_gateway::{
     proto::{InvitationState, Outcome},
     sandbox::Sandbox,

@@ -102,7 +102,7 @@ impl Load {
     /// gateway's death cut off are left out.
     pub async fn run(&self, client: &Client) -> Answers {
         let mut calls = JoinSet::new();
-        for part in self.unary.chunks(8) {
+        for part in self.unary.chunks(16) {
             let plain = part.iter().filter(|crk| Fate::of(crk) == Fate::Plain);
             let twins: Vec<String> = plain.cloned().collect();
             calls.spawn(unary(client.clone(), part.to_vec()));

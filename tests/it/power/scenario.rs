@@ -49,10 +49,11 @@ impl Scenario {
             .cloned()
             .collect();
         let sandbox = surveylab_for(&again).await;
-        // Starting takes some 40 operations, the first load several hundred.
+        // Starting takes some 40 operations. The load takes at least 128 more, as a caller's 16 keys come one after the
+        // other: each needs two commits, of a page and a sync, and of two pages and a sync; a page takes two writes.
         let kill = KillAt {
             files: "",
-            operation: random.random_range(80..300),
+            operation: random.random_range(60..160),
             part: random.random_range(0..=1000),
         };
         println!("the first process dies at {kill:?}");
