@@ -31,8 +31,8 @@ pub(super) fn grant<'a>(known: Option<&'a Record>, claim: &Claim) -> Result<Gran
     })
 }
 
-/// When a record that changes `at` counts as created. The wall clock may have been set back since; then it is believed as
-/// it is now, so that an outcome is never dated by an error that was put right.
+/// When a record that changes `at` counts as created. The wall clock may have been set back since; then it is believed
+/// as it is now, so that an outcome is never dated by an error that was put right.
 pub(super) fn created_at(known: Timestamp, at: Timestamp) -> Timestamp {
     known.min(at)
 }

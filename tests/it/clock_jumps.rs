@@ -70,8 +70,8 @@ async fn the_rate_holds_and_nothing_stalls_when_the_clock_jumps_under_load() {
     for result in soon(calls.join_all()).await.into_iter().flatten() {
         assert_eq!(result.unwrap().outcome(), Outcome::Added);
     }
-    // A bucket filled by the wall clock would have let all the rest through at the first jump ahead. A request can be held
-    // up on its way here, but never leave early.
+    // A bucket filled by the wall clock would have let all the rest through at the first jump ahead. A request can be
+    // held up on its way here, but never leave early.
     let arrivals: Vec<Duration> = sandbox.requests().iter().map(|request| request.at).collect();
     assert_eq!(arrivals.len(), 300);
     for (before, at) in arrivals.iter().enumerate() {

@@ -1,9 +1,9 @@
 /* A wall clock that jumps while the process runs. Preloaded into the gateway.
  *
- * CLOCK_OFFSET_FILE  eight bytes: the seconds by which the wall clock is ahead, as this machine writes an int64_t. They
- *                    count from the moment they are written. The monotonic clock is left alone, as it is by a real jump.
+ * CLOCK_OFFSET_FILE  eight bytes: the seconds by which the wall clock is ahead, as this machine writes an int64_t.
+ *                    They count from the moment they are written. The monotonic clock is left alone, as by a real jump.
  *
- * Calls go on to the kernel by number, so nothing here calls what it interposes. For 64-bit Linux.
+ * Calls go on to the kernel by number, so nothing here calls what it interposes. For 64-bit Linux with glibc.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>

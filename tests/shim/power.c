@@ -1,7 +1,7 @@
 /* What a ledger's files and the network got to see, in order: for tests about the loss of power.
  *
  * Preloaded into the gateway. Calls go on to the kernel by number, so nothing here calls what it interposes. For 64-bit
- * Linux.
+ * Linux with glibc.
  *
  * POWER_DIRECTORY  real path of the directory whose files are followed; SQLite's -shm is not, as it never survives
  * POWER_TRACE      gets one record after the other, as tests/it/power/trace.rs reads them; appended to; may be unset

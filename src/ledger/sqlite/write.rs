@@ -20,8 +20,8 @@ const RELEASE: &str = "DELETE FROM pending WHERE collector_id = ?1 AND crk = ?2"
 const RESOLVE: &str = "UPDATE invitation SET state = ?3, created_at = ?4, updated_at = ?5, reason = ?6, \
                        http_status = ?7 WHERE collector_id = ?1 AND crk = ?2";
 
-/// Moves rows of `pending` over to `invitation`. What they become is the same for all of them. The lesser of the two times
-/// is `rules::created_at`.
+/// Moves rows of `pending` over to `invitation`. What they become is the same for all of them. The lesser of the two
+/// times is `rules::created_at`.
 macro_rules! settle {
     ($which:literal) => {
         concat!(

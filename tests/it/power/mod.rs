@@ -1,5 +1,9 @@
-//! Loss of power: every claim is durable before its request goes out, every outcome before anyone is told, and whatever
-//! a disk has kept opens as a ledger that says nothing wrong. A kill cannot show it: what a dead process wrote is there.
+//! Loss of power: every claim is durable before its request goes out, every outcome before anyone is told, and what a
+//! disk has kept, whatever that is, opens as a ledger that says nothing wrong. A kill cannot show this: all that a dead
+//! process wrote is there.
+//!
+//! SEED repeats a test's choices. POWER_IMAGES, POWER_RETURNS and POWER_KILLS make more of them. How the gateway's
+//! threads take turns is no such choice, so a trace with breaches is kept: POWER_REPLAY and SEED give its images again.
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 

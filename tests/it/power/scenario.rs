@@ -108,8 +108,8 @@ impl Scenario {
         Story::tell(&self.events)
     }
 
-    /// The power fails before event `at`, the gateway comes back over what the disk has kept, works and shuts down. Also
-    /// looks whether it sends anything that may have been sent before.
+    /// The power fails before event `at`, the gateway comes back over what the disk has kept, works and shuts down.
+    /// Also looks whether it sends anything that may have been sent before.
     pub async fn resumed(&mut self, at: usize, files: Files) {
         self.events.truncate(at);
         let power = Power::new();
