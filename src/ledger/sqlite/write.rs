@@ -27,8 +27,8 @@ macro_rules! settle {
         concat!(
             "INSERT INTO invitation (collector_id, crk, fingerprint, state, attempts, created_at, updated_at, reason, \
              http_status, notification) \
-             SELECT collector_id, crk, fingerprint, :state, attempts, min(created_at, :at), :at, :reason, :http_status, \
-             :notification FROM pending WHERE ",
+             SELECT collector_id, crk, fingerprint, :state, attempts, min(created_at, :at), :at, :reason, \
+             :http_status, :notification FROM pending WHERE ",
             $which,
             " ON CONFLICT (collector_id, crk) DO UPDATE SET fingerprint = excluded.fingerprint, \
              state = excluded.state, attempts = excluded.attempts, created_at = excluded.created_at, \
