@@ -111,6 +111,7 @@ suite! {
     a_release_restores_what_was
     what_is_not_pending_is_neither_settled_nor_released
     a_doubt_is_resolved_once
+    no_record_is_younger_than_its_last_change
     a_listing_is_in_bytewise_order_of_keys
     a_listing_shows_a_claim_instead_of_what_was
     a_listing_is_filtered
@@ -413,6 +414,28 @@ async fn a_doubt_is_resolved_once(backend: impl Backend) {
     ));
 }
 
+/// The wall clock is set back between all steps.
+async fn no_record_is_younger_than_its_last_change(backend: impl Backend) {
+    let (ledger, key) = (backend.ledger(), key("1"));
+    let times = |record: Record| (record.created_at.0, record.updated_at.0, record.added_at.map(|at| at.0));
+    ledger.claim(a_claim(&key, 90)).await.expect("claims");
+    ledger.settle(&key, failed(), Timestamp(80)).await.expect("settles");
+    assert_eq!(times(shown(ledger, &key).await.expect("is there")), (80, 80, None));
+    ledger.claim(a_claim(&key, 70)).await.expect("claims");
+    assert_eq!(times(shown(ledger, &key).await.expect("is there")), (70, 70, None));
+    ledger.release(&key).await.expect("releases");
+    assert_eq!(times(shown(ledger, &key).await.expect("is there")), (80, 80, None));
+    ledger.claim(a_claim(&key, 60)).await.expect("claims");
+    ledger.settle(&key, in_doubt(), Timestamp(50)).await.expect("settles");
+    assert_eq!(times(shown(ledger, &key).await.expect("is there")), (50, 50, None));
+    let resolved = ledger.resolve(&key, Resolution::Added, Timestamp(40)).await;
+    let Resolved::Done(record) = resolved.expect("answers") else {
+        panic!("it was in doubt")
+    };
+    assert_eq!(times(record.clone()), (40, 40, Some(40)));
+    assert_eq!(shown(ledger, &key).await, Some(record));
+}
+
 async fn a_crash_puts_claims_in_doubt_and_nothing_else<B: Backend>(backend: B) {
     if !B::DURABLE {
         return;
@@ -425,12 +448,14 @@ async fn a_crash_puts_claims_in_doubt_and_nothing_else<B: Backend>(backend: B) {
     put(ledger, &key("again"), failed(), 6).await;
     ledger.claim(a_claim(&key("again"), 8)).await.expect("claims");
     ledger.claim(a_claim(&key("new"), 8)).await.expect("claims");
+    ledger.claim(a_claim(&key("future"), i64::MAX)).await.expect("claims");
     ledger.claim(a_claim(&key("released"), 8)).await.expect("claims");
     ledger.release(&key("released")).await.expect("releases");
 
     let backend = backend.crash();
     let ledger = backend.ledger();
-    for (crk, attempts, created_at) in [("again", 2, 6), ("new", 1, 8)] {
+    // The clock was set back since the last one was claimed.
+    for (crk, attempts, created_at) in [("again", 2, 6), ("new", 1, 8), ("future", 1, REOPENED_AT.0)] {
         let expected = Record {
             state: State::InDoubt,
             attempts,

@@ -73,6 +73,7 @@ impl Memory {
         let settled = rules::Settled::from(settlement);
         entry.settled = Some(Record {
             state: settled.state,
+            created_at: rules::created_at(pending.created_at, at),
             updated_at: at,
             added_at: (settled.state == State::Added).then_some(at),
             last_error: settled.last_error,

@@ -44,7 +44,7 @@ pub struct Record {
     pub state: State,
     /// Claims so far, the present one included: requests made to SurveyLab for this key.
     pub attempts: u32,
-    /// When the key was first claimed.
+    /// When the key was first claimed. Never after `updated_at`: where the clock was set back in between, the same.
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
     /// Set exactly when `Added`.

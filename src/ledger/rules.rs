@@ -26,9 +26,15 @@ pub(super) fn grant<'a>(known: Option<&'a Record>, claim: &Claim) -> Result<Gran
     };
     Ok(Grant {
         attempts: record.attempts.saturating_add(1),
-        created_at: record.created_at,
+        created_at: created_at(record.created_at, claim.at),
         was_in_doubt,
     })
+}
+
+/// When a record that changes `at` counts as created. The wall clock may have been set back since; then it is believed
+/// as it is now, so that an outcome is never dated by an error that was put right.
+pub(super) fn created_at(known: Timestamp, at: Timestamp) -> Timestamp {
+    known.min(at)
 }
 
 /// The parts of a record that a settlement decides.
@@ -63,6 +69,7 @@ pub(super) const ORPHANED: Settlement = Settlement::InDoubt {
 
 /// Ends the doubt of `record`, which is in doubt.
 pub(super) fn resolve(record: &mut Record, resolution: Resolution, at: Timestamp) {
+    record.created_at = created_at(record.created_at, at);
     record.updated_at = at;
     match resolution {
         Resolution::Added => {

@@ -5,6 +5,7 @@ mod support;
 
 mod cancel;
 mod cli;
+mod clock_jumps;
 mod crash;
 mod disk;
 mod doubt;
@@ -16,6 +17,7 @@ mod kills;
 mod layout;
 mod parameters;
 mod pause;
+mod power;
 mod rate;
 mod secrets;
 mod settings;

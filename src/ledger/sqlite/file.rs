@@ -152,15 +152,17 @@ impl Place {
         if length == 0 {
             // SQLite would delete the WAL as a stale one, and with it what it holds.
             let wal = self.beside("-wal");
-            return match fs::metadata(&wal) {
-                Ok(wal_file) if wal_file.len() > 0 => Err(self.unusable(format!(
-                    "is empty, but {} is not: restore the one, or move the other away",
-                    wal.display()
-                ))),
-                _ => Ok(()),
-            };
+            if !holds_anything(&wal) {
+                return Ok(());
+            }
+            return Err(self.unusable(format!(
+                "is empty, but {} is not: restore the one, or move the other away",
+                wal.display()
+            )));
         }
-        if head != MAGIC {
+        // SQLite's first write to the file was cut short by a loss of power: with the journal it takes it back.
+        let is_first_write = is_cut_short(&head) && holds_anything(&self.beside("-journal"));
+        if head != MAGIC && !is_first_write {
             return Err(self.not_a_ledger("it is no SQLite database"));
         }
         Ok(())
@@ -189,6 +191,16 @@ impl Place {
         name.push(suffix);
         name.into()
     }
+}
+
+fn holds_anything(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|file| file.len() > 0)
+}
+
+/// Whether a file's first bytes are those of an SQLite database up to some place, and zeros from there on.
+fn is_cut_short(head: &[u8]) -> bool {
+    let written = head.iter().zip(MAGIC).take_while(|(is, whole)| is == whole).count();
+    head[written..].iter().all(|byte| *byte == 0)
 }
 
 /// Holds the lock file; dropping it gives the ledger free. The file stays: were it deleted, a process that had just

@@ -17,17 +17,18 @@ const CLAIM: &str = "INSERT INTO pending (collector_id, crk, fingerprint, attemp
 
 const RELEASE: &str = "DELETE FROM pending WHERE collector_id = ?1 AND crk = ?2";
 
-const RESOLVE: &str = "UPDATE invitation SET state = ?3, updated_at = ?4, reason = ?5, http_status = ?6 \
-                       WHERE collector_id = ?1 AND crk = ?2";
+const RESOLVE: &str = "UPDATE invitation SET state = ?3, created_at = ?4, updated_at = ?5, reason = ?6, \
+                       http_status = ?7 WHERE collector_id = ?1 AND crk = ?2";
 
-/// Moves rows of `pending` over to `invitation`. What they become is the same for all of them.
+/// Moves rows of `pending` over to `invitation`. What they become is the same for all of them. The lesser of the two
+/// times is `rules::created_at`.
 macro_rules! settle {
     ($which:literal) => {
         concat!(
             "INSERT INTO invitation (collector_id, crk, fingerprint, state, attempts, created_at, updated_at, reason, \
              http_status, notification) \
-             SELECT collector_id, crk, fingerprint, :state, attempts, created_at, :at, :reason, :http_status, \
-             :notification FROM pending WHERE ",
+             SELECT collector_id, crk, fingerprint, :state, attempts, min(created_at, :at), :at, :reason, \
+             :http_status, :notification FROM pending WHERE ",
             $which,
             " ON CONFLICT (collector_id, crk) DO UPDATE SET fingerprint = excluded.fingerprint, \
              state = excluded.state, attempts = excluded.attempts, created_at = excluded.created_at, \
@@ -160,11 +161,17 @@ impl Operation for Resolve {
             return Ok(Resolved::NotInDoubt(record));
         }
         rules::resolve(&mut record, self.resolution, self.at);
-        let Record { state, last_error, .. } = record;
+        let Record {
+            state,
+            created_at,
+            last_error,
+            ..
+        } = record;
         db.prepare_cached(RESOLVE)?.execute(params![
             self.key.collector_id(),
             self.key.crk(),
             state as i64,
+            created_at.0,
             self.at.0,
             last_error.map(|error| error.reason.code()),
             last_error.and_then(|error| error.http_status),

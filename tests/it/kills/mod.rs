@@ -177,7 +177,8 @@ impl Series {
             // It has come to its end by the time this returns.
             let plan = format!("{place:?}:1");
             let ended = self.gateway.again(fail_point::VARIABLE, &plan).await;
-            assert!(ended.is_err(), "it got past {place:?}");
+            let how = ended.err().and_then(|(status, _)| ended_by(status));
+            assert_eq!(how, Some(SIGABRT), "it did not end at {place:?}");
             *self.kills.entry(format!("{place:?}")).or_default() += 1;
             self.over().await;
         }
@@ -228,7 +229,7 @@ impl Series {
     async fn start(&mut self, plan: &str) {
         match self.gateway.again(fail_point::VARIABLE, plan).await {
             Ok(gateway) => self.gateway = gateway,
-            Err(log) => panic!("the gateway does not start again:\n{log}"),
+            Err((status, log)) => panic!("the gateway does not start again, {status}:\n{log}"),
         }
     }
 

@@ -95,7 +95,7 @@ impl Gateway {
     /// A gateway in front of any URL.
     pub async fn in_front_of(url: &str, options: Options) -> Self {
         let directory = Arc::new(tempfile::tempdir().unwrap());
-        Self::serving(url.into(), options, directory).await
+        Self::spawn(url.into(), options, directory).await
     }
 
     /// The same gateway again, over the same ledger, once this one has ended.
@@ -106,24 +106,30 @@ impl Gateway {
     pub async fn restart_with(mut self, change: impl FnOnce(Options) -> Options) -> Self {
         self.kill();
         let options = change(std::mem::replace(&mut self.options, Options::new()));
-        Self::serving(self.surveylab_url.clone(), options, self.directory.clone()).await
-    }
-
-    /// The same gateway again, with one more variable in its environment, once this one has ended. Fails with the log of
-    /// a process that ends before it serves.
-    pub async fn again(&self, name: &str, value: &str) -> Result<Self, String> {
-        let mut options = self.options.clone();
-        options.env.retain(|(other, _)| other != name);
-        let options = options.env(name, value);
         Self::spawn(self.surveylab_url.clone(), options, self.directory.clone()).await
     }
 
-    async fn serving(url: String, options: Options, directory: Arc<TempDir>) -> Self {
-        let gateway = Self::spawn(url, options, directory).await;
-        gateway.unwrap_or_else(|log| panic!("the gateway ended:\n{log}"))
+    /// The same gateway again, with one more variable in its environment, once this one has ended; or how it ended before it
+    /// listened, and its log.
+    pub async fn again(&self, name: &str, value: &str) -> Result<Self, (ExitStatus, String)> {
+        let mut options = self.options.clone();
+        options.env.retain(|(other, _)| other != name);
+        let options = options.env(name, value);
+        Self::try_spawn(self.surveylab_url.clone(), options, self.directory.clone()).await
     }
 
-    async fn spawn(url: String, options: Options, directory: Arc<TempDir>) -> Result<Self, String> {
+    /// A gateway that may end before it listens: then how it ended, and its log.
+    pub async fn try_in_front_of(url: &str, options: Options) -> Result<Self, (ExitStatus, String)> {
+        let directory = Arc::new(tempfile::tempdir().unwrap());
+        Self::try_spawn(url.into(), options, directory).await
+    }
+
+    async fn spawn(url: String, options: Options, directory: Arc<TempDir>) -> Self {
+        let spawned = Self::try_spawn(url, options, directory).await;
+        spawned.unwrap_or_else(|(status, log)| panic!("the gateway ended, {status}:\n{log}"))
+    }
+
+    async fn try_spawn(url: String, options: Options, directory: Arc<TempDir>) -> Result<Self, (ExitStatus, String)> {
         let mut command = command(&options.wrapper);
         command
             .arg("serve")
@@ -164,8 +170,8 @@ impl Gateway {
             }
         });
         let Ok((grpc, admin)) = addresses.await else {
-            let _ = child.wait();
-            return Err(log.lock().unwrap().clone());
+            let status = child.wait().unwrap();
+            return Err((status, log.lock().unwrap().clone()));
         };
         Ok(Self {
             child,

@@ -5,6 +5,7 @@ pub mod deadline;
 pub mod gateway;
 pub mod lateness;
 pub mod process;
+pub mod shim;
 pub mod watch;
 
 pub use call::{Error, added, request, status_error};
