@@ -29,6 +29,7 @@ class Mutant:
 
 
 KILLS = "kills::no_kill_loses_or_repeats_anything"
+POWER = "power::claims_are_durable_before_requests_and_outcomes_before_answers"
 FLIGHT = "src/dispatch/flight.rs"
 
 ALL = [
@@ -100,6 +101,18 @@ ALL = [
         ],
         KILLS,
         "took effect twice|was sent again|may have taken effect",
+    ),
+    Mutant(
+        "no-sync",
+        [("src/ledger/sqlite/file.rs", "PRAGMA synchronous = FULL;", "PRAGMA synchronous = OFF;")],
+        POWER,
+        "without a durable claim",
+    ),
+    Mutant(
+        "sync-at-checkpoints",
+        [("src/ledger/sqlite/file.rs", "PRAGMA synchronous = FULL;", "PRAGMA synchronous = NORMAL;")],
+        POWER,
+        "without a durable claim",
     ),
 ]
 
