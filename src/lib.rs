@@ -27,6 +27,8 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod dispatch;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod grpc;
 pub mod invitation;
 pub mod ledger;
