@@ -44,8 +44,8 @@ pub fn query(data: &[u8]) {
     }
 }
 
-/// A list of faults in JSON, or one fault as text: what is shown of it, put back, shows the same; and it applies to no
-/// more requests than it says.
+/// A list of faults in JSON, or one fault as text: what is shown of it, put back, says the same; and it applies to no more
+/// requests than it says.
 pub fn fault(data: &[u8]) {
     let faults = if data.starts_with(b"[") {
         fault_text::from_json(data).ok()
@@ -57,12 +57,12 @@ pub fn fault(data: &[u8]) {
             fault_text::from_json(list.as_bytes()).ok()
         });
         let alone = fault.map(|fault: Fault| vec![fault]);
-        assert_eq!(alone.as_deref().map(shown), as_json.as_deref().map(shown));
+        assert_eq!(alone.as_deref().map(meaning), as_json.as_deref().map(meaning));
         alone
     };
     let Some(faults) = faults else { return };
     let again = fault_text::from_json(json(&faults).to_string().as_bytes());
-    assert_eq!(again.as_deref().map(shown), Ok(shown(&faults)));
+    assert_eq!(again.as_deref().map(meaning), Ok(meaning(&faults)));
 
     let mut rules = Rules::default();
     rules.replace(faults);
@@ -71,6 +71,7 @@ pub fn fault(data: &[u8]) {
     }
     for rule in rules.iter() {
         assert!(rule.applied <= rule.seen && rule.seen <= 3);
+        assert!((0.0..=1.0).contains(&rule.fault.probability));
         assert!(rule.fault.times.is_none_or(|times| rule.applied <= times));
         assert!(rule.applied <= 3_u64.saturating_sub(rule.fault.skip));
     }
@@ -83,15 +84,16 @@ fn json(faults: &[Fault]) -> Value {
     fault_text::to_json(rules.iter())
 }
 
-/// As [`json`], to be compared: serde_json reads a fraction to within one unit in the last place.
-fn shown(faults: &[Fault]) -> Value {
-    let mut shown = json(faults);
-    for fault in shown.as_array_mut().into_iter().flatten() {
-        if let Some(probability) = fault.get_mut("probability") {
-            *probability = format!("{:.12}", probability.as_f64().unwrap_or(f64::NAN)).into();
-        }
-    }
-    shown
+/// All that a fault says, to be compared: with its effect spelled out, as it is shown, and its probability rounded, as
+/// serde_json reads a fraction to within one unit in the last place.
+fn meaning(faults: &[Fault]) -> Vec<String> {
+    let meaning = |fault: &Fault| {
+        let mut fault = fault.clone();
+        fault.effect = Some(fault.effect());
+        fault.probability = (fault.probability * 1e12).round();
+        format!("{fault:?}")
+    };
+    faults.iter().map(meaning).collect()
 }
 
 /// Any limit that can be set is one.
