@@ -55,8 +55,10 @@ for target in "${targets[@]}"; do
   found=$build/corpus/$target
   log=$build/$target.log
   mkdir -p "$found" "$build/artifacts"
-  if "$build/$host/debug/$target" -max_total_time="$seconds" ${SEED:+-seed="$SEED"} -timeout=60 -print_final_stats=1 \
-    -artifact_prefix="$build/artifacts/$target-" "$found" "fuzz/corpus/$target" >"$log" 2>&1; then
+  options=(-max_total_time="$seconds" -timeout=60 -print_final_stats=1 -artifact_prefix="$build/artifacts/$target-")
+  [ -z "${SEED:-}" ] || options+=(-seed="$SEED")
+  [ ! -f "fuzz/dictionaries/$target" ] || options+=(-dict="fuzz/dictionaries/$target")
+  if "$build/$host/debug/$target" "${options[@]}" "$found" "fuzz/corpus/$target" >"$log" 2>&1; then
     awk -v target="$target" '
       $1 ~ /^#/ && $3 == "cov:" { cov = $4 }
       $1 == "stat::number_of_executed_units:" { runs = $2 }

@@ -47,6 +47,7 @@ fn every_target_has_its_file_and_its_corpus() {
     let wanted: BTreeSet<String> = TARGETS.iter().map(|(name, _)| (*name).to_owned()).collect();
     assert_eq!(names(&directory("fuzz_targets")), wanted);
     assert_eq!(names(&directory("corpus")), wanted);
+    assert!(names(&directory("dictionaries")).is_subset(&wanted));
     let manifest = fs::read_to_string(directory("Cargo.toml")).unwrap();
     for name in &wanted {
         assert!(
