@@ -217,12 +217,15 @@ fn token(args: &ServeArgs) -> Result<SecretString, Error> {
             (text, "--api-token-file (SURVEYLAB_API_TOKEN_FILE)")
         }
     };
+    api_token(&text).ok_or(Error::BadToken(source))
+}
+
+/// The token that a text holds, if it is one.
+pub(crate) fn api_token(text: &str) -> Option<SecretString> {
     let token = SecretString::from(text.trim().to_string());
     let plain = token.expose_secret();
-    if plain.is_empty() || plain.len() > 1024 || !plain.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(Error::BadToken(source));
-    }
-    Ok(token)
+    let is_token = !plain.is_empty() && plain.len() <= 1024 && plain.bytes().all(|b| b.is_ascii_graphic());
+    is_token.then_some(token)
 }
 
 fn at_most<const MAX: u32>(text: &str) -> Result<NonZeroU32, String> {

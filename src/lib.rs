@@ -28,6 +28,8 @@ pub mod clock;
 pub mod config;
 pub mod dispatch;
 pub mod fail_point;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod grpc;
 pub mod invitation;
 pub mod ledger;

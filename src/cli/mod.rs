@@ -7,6 +7,8 @@ use crate::config::ServeArgs;
 pub mod add;
 mod client;
 mod exit;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub mod healthcheck;
 pub mod invitations;
 pub mod output;

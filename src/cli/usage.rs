@@ -14,6 +14,16 @@ pub fn line(error: &Error, command: &Command, subcommand: Option<&str>) -> Optio
         | ErrorKind::DisplayVersion
         | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
         | ErrorKind::MissingSubcommand => return None,
+        ErrorKind::UnknownArgument => {
+            if let Some(name) = name_in_front(error, ContextKind::InvalidArg) {
+                return Some(format!("unexpected argument '{name}' found"));
+            }
+        }
+        ErrorKind::InvalidSubcommand => {
+            if let Some(name) = name_in_front(error, ContextKind::InvalidSubcommand) {
+                return Some(format!("unrecognized subcommand '{name}'"));
+            }
+        }
         _ => {}
     }
     let text = error.to_string();
@@ -45,4 +55,39 @@ pub fn line(error: &Error, command: &Command, subcommand: Option<&str>) -> Optio
         let _infallible = write!(line, " (in the environment: {})", variable.to_string_lossy());
     }
     Some(line)
+}
+
+/// The name in `name=value`: behind `--` a flag is an argument like any other, and its value may hold a password.
+fn name_in_front(error: &Error, kind: ContextKind) -> Option<String> {
+    let Some(ContextValue::String(argument)) = error.get(kind) else {
+        return None;
+    };
+    let (name, _) = argument.split_once('=')?;
+    Some(name.escape_debug().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory as _, Parser as _};
+
+    use super::*;
+    use crate::cli::Cli;
+
+    #[test]
+    fn a_flag_behind_two_dashes_does_not_show_its_value() {
+        for (arguments, wanted) in [
+            (
+                &["serve", "--", "--surveylab-url=https://host/?apiToken=s3cret"][..],
+                "unexpected argument '--surveylab-url' found",
+            ),
+            (
+                &["sandbox", "--", "--ledger=postgres://user:s3cret@host/db"],
+                "unexpected argument '--ledger' found",
+            ),
+        ] {
+            let error = Cli::try_parse_from([&["surveylab-gateway"], arguments].concat()).unwrap_err();
+            let line = line(&error, &Cli::command(), arguments.first().copied());
+            assert_eq!(line.as_deref(), Some(wanted));
+        }
+    }
 }

@@ -7,6 +7,8 @@ use crate::proto::{self, invitation_service_server::InvitationServiceServer};
 
 mod convert;
 mod deadline;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod page_token;
 pub mod server;
 mod service;

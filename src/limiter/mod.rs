@@ -29,6 +29,8 @@ pub use permit::{Permit, TooLate};
 
 mod adaptive;
 mod bucket;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod lanes;
 mod pacer;
 mod permit;

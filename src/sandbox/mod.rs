@@ -9,6 +9,8 @@ mod admin;
 mod body;
 mod fault_text;
 mod faults;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod journal;
 mod server;
 mod webhook;

@@ -33,15 +33,15 @@ pub(super) enum Cut {
 
 /// The parameters that decide. Of several with one name the last counts, as in PHP.
 #[derive(Default)]
-struct Parameters<'q> {
-    token: Cow<'q, str>,
-    collector_id: Cow<'q, str>,
-    email: Cow<'q, str>,
-    crk: Cow<'q, str>,
+pub(super) struct Parameters<'q> {
+    pub(super) token: Cow<'q, str>,
+    pub(super) collector_id: Cow<'q, str>,
+    pub(super) email: Cow<'q, str>,
+    pub(super) crk: Cow<'q, str>,
 }
 
 impl<'q> Parameters<'q> {
-    fn parse(query: &'q str) -> Self {
+    pub(super) fn parse(query: &'q str) -> Self {
         let mut parameters = Self::default();
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             match &*name {

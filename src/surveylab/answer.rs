@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::Value;
 
 use super::{Answer, redact::Secrets};
@@ -132,10 +132,12 @@ fn read(bytes: &[u8]) -> Option<Reply> {
     if !text.starts_with('{') {
         return None;
     }
-    let strict = serde_json::from_str(text);
-    strict
-        .or_else(|_| serde_json::from_str(&text.replace(is_typographic_quote, "\"")))
-        .ok()
+    // In what is JSON as it stands, such a quote is a letter like any other, and so no end of a name.
+    if serde_json::from_str::<IgnoredAny>(text).is_ok() {
+        serde_json::from_str(text).ok()
+    } else {
+        serde_json::from_str(&text.replace(is_typographic_quote, "\"")).ok()
+    }
 }
 
 /// SurveyLab's page prints its example bodies with these („status” in Polish, “status” in English).

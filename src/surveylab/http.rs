@@ -109,11 +109,16 @@ impl HttpSurveyLab {
         Secrets::of(self.token.expose_secret(), &request.invitation.respondent)
     }
 
-    async fn get(&self, request: &Request) -> Answer {
+    /// Where one request goes, token and all.
+    pub(super) fn url_of(&self, request: &Request) -> Url {
         let mut url = self.url.clone();
         // Both parts hold only unreserved characters, `%`, `=` and `&`, which `Url` passes on as they are.
         url.set_query(Some(&[self.query_begin.expose_secret(), &request.query].concat()));
-        match self.client.get(url).send().await {
+        url
+    }
+
+    async fn get(&self, request: &Request) -> Answer {
+        match self.client.get(self.url_of(request)).send().await {
             Ok(response) => self.answer(response, request).await,
             Err(error) => failure::of_send(error.without_url(), &self.secrets(request)),
         }

@@ -1,6 +1,8 @@
 //! SurveyLab: one request, one classified answer.
 
 mod answer;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub mod http;
 mod redact;
 mod request;

@@ -13,7 +13,7 @@ const MAX_READ_CHARS: usize = 4_096;
 
 /// What must not be repeated: the API token and the respondent's personal data, as they are, percent-encoded, and as in JSON.
 pub(super) struct Secrets {
-    /// Lowercase, without control characters.
+    /// Folded, without control characters.
     values: Vec<Vec<char>>,
 }
 
@@ -54,7 +54,7 @@ impl Secrets {
         let mut chars = text.chars().filter(|c| !c.is_control());
         let text: Vec<char> = chars.by_ref().take(MAX_READ_CHARS).collect();
         let cut = chars.next().is_some();
-        // One character folds to up to three; `owner` leads back to the one it came from.
+        // One character may fold to several; `owner` leads back to the one it came from.
         let (folded, owner): (Vec<char>, Vec<usize>) = text
             .iter()
             .enumerate()
@@ -119,8 +119,12 @@ fn matches(value: &[char], rest: &[char], cut: bool) -> Option<usize> {
     (whole && value[..length] == rest[..length]).then_some(length)
 }
 
+/// The same for all letters that are one letter to Unicode's mappings of case, whichever way they lead: ẞ, ß and SS; Σ, σ
+/// and ς; ſ and s.
 fn folded(c: char) -> impl Iterator<Item = char> {
     c.to_lowercase()
+        .flat_map(char::to_uppercase)
+        .flat_map(char::to_lowercase)
 }
 
 #[cfg(test)]
@@ -172,6 +176,26 @@ mod tests {
     }
 
     #[test]
+    fn letters_whose_capitals_are_no_round_trip_are_redacted_too() {
+        for (name, shown) in [
+            ("Strauß", "STRAUSS"),
+            ("STRAUSS", "strauß"),
+            ("Strauß", "STRAUẞ"),
+            ("Νίκος", "ΝΊΚΟΣ"),
+            ("Νίκος", "νίκοσ"),
+            ("Işıl", "IŞIL"),
+            ("ŉaß", "ʼNASS"),
+        ] {
+            let respondent = Respondent {
+                first_name: name.into(),
+                ..Respondent::default()
+            };
+            let cleaned = Secrets::of("s3cret/token", &respondent).clean(&format!("<{shown}>"), 500);
+            assert_eq!(cleaned, "<[redacted]>", "{name} as {shown}");
+        }
+    }
+
+    #[test]
     fn overlapping_secrets_leave_nothing_behind() {
         let mut respondent = respondent();
         respondent.custom[1] = "nnabel".into();
@@ -204,8 +228,6 @@ mod tests {
             let respondent = Respondent { email: secret.clone(), ..Respondent::default() };
             let secrets = Secrets::of("token-of-the-account", &respondent);
             for shown in [secret.clone(), secret.to_uppercase(), percent_encoded(&secret).collect()] {
-                // Unicode's upper case is no round trip for a few letters (ß becomes SS): not the same value any more.
-                prop_assume!(shown.to_lowercase() == secret.to_lowercase() || shown.contains('%') || shown == secret);
                 let cleaned = secrets.clean(&format!("{before}{shown}{after}"), 500);
                 for kept in cleaned.split(REDACTED) {
                     prop_assert!(!kept.to_lowercase().contains(&shown.to_lowercase()));

@@ -152,6 +152,17 @@ fn bodies_that_say_nothing() {
 }
 
 #[test]
+fn typographic_quotes_within_json_begin_and_end_nothing() {
+    for bytes in [
+        "{\"a„:1,„status„:true,„b\":1}",
+        "{\"status\":1,\"a„:1,„status„:true,„b\":1}",
+        "{\"status\":true,\"status\":true,\"a„:„b\":1}",
+    ] {
+        assert!(is_in_doubt(&body(bytes.as_bytes())), "{bytes}");
+    }
+}
+
+#[test]
 fn bodies_that_were_not_read_to_their_end() {
     let broken = Body::Broken { cause: "reset".into() };
     for (body, wanted) in [
