@@ -74,7 +74,7 @@ impl Trip {
             Progress::Done(answer) => return answer.clone(),
             Progress::OnTheWire => return Err(Failure::new(Reason::OutcomeInDoubt, Sent::Unknown)),
             Progress::Waiting { last } => last.as_ref().map_or(Sent::No, |last| last.sent),
-            Progress::Gone => Sent::No,
+            Progress::LookingUp | Progress::Gone => Sent::No,
         };
         Err(Failure::new(Reason::ShuttingDown, sent).retry_after(LATER))
     }

@@ -25,6 +25,8 @@ use crate::{
 /// How far a flight has come, as those who wait for it see it.
 #[derive(Clone, Debug)]
 pub enum Progress {
+    /// The ledger is asked what it knows of the key. Until it tells, the key is not this flight's.
+    LookingUp,
     /// Nothing is on the wire; after a failed attempt with what it failed with.
     Waiting { last: Option<Failure> },
     /// A request is claimed and may be on the wire.
@@ -46,6 +48,12 @@ pub struct Flight {
     pub improved: Notify,
     /// One of those who wait has been told `Outcome::Added`; to all others it is a duplicate.
     credited: AtomicBool,
+}
+
+impl Flight {
+    fn is_looking_up(&self) -> bool {
+        matches!(*self.progress.borrow(), Progress::LookingUp)
+    }
 }
 
 /// On which terms a flight waits: the best of all its callers'.
@@ -117,6 +125,8 @@ pub enum Entered {
     Joins(Seat),
     /// Somebody is, with other data.
     Reused,
+    /// Somebody looks it up, with other data: whose the key is will be known then.
+    Undecided(watch::Receiver<Progress>),
 }
 
 impl InFlight {
@@ -127,7 +137,11 @@ impl InFlight {
             Entry::Occupied(entry) => {
                 let seats = entry.into_mut();
                 if seats.flight.fingerprint != invitation.fingerprint {
-                    return Entered::Reused;
+                    let flight = &seats.flight;
+                    return match flight.is_looking_up() {
+                        true => Entered::Undecided(flight.progress.subscribe()),
+                        false => Entered::Reused,
+                    };
                 }
                 seats.take(call.doubt);
                 if seats.terms.improve(Terms::of(call)) {
@@ -139,7 +153,7 @@ impl InFlight {
                 let flight = Arc::new(Flight {
                     key: invitation.key.clone(),
                     fingerprint: invitation.fingerprint,
-                    progress: watch::Sender::new(Progress::Waiting { last: None }),
+                    progress: watch::Sender::new(Progress::LookingUp),
                     abandoned: CancellationToken::new(),
                     improved: Notify::new(),
                     credited: AtomicBool::new(false),
@@ -169,6 +183,7 @@ impl InFlight {
     pub fn observe(&self, key: &Key, fingerprint: Fingerprint) -> Observed {
         match self.lock().get(key) {
             None => Observed::Nobody,
+            Some(seats) if seats.flight.is_looking_up() => Observed::Nobody,
             Some(seats) if seats.flight.fingerprint != fingerprint => Observed::Reused,
             Some(seats) => Observed::UnderWay(seats.flight.progress.subscribe()),
         }
@@ -266,6 +281,7 @@ impl InFlight {
 
 /// What one who only watches finds.
 pub enum Observed {
+    /// The ledger knows as much as anybody here.
     Nobody,
     Reused,
     UnderWay(watch::Receiver<Progress>),
@@ -333,6 +349,11 @@ pub struct Landing {
 }
 
 impl Landing {
+    /// The key is free: from here on it is this flight's.
+    pub fn looked_up(&self) {
+        self.flight.progress.send_replace(Progress::Waiting { last: None });
+    }
+
     pub fn land(mut self, answer: Answer) {
         self.landed = true;
         // Removed first: who comes from now on looks into the ledger.

@@ -8,6 +8,7 @@ use super::*;
 use crate::{limiter::StreamId, surveylab};
 use world::{Plan, UNAVAILABLE, World, doubtful, is_added, is_duplicate, ms, reason, scripted};
 
+mod interleavings;
 mod world;
 
 #[tokio::test(start_paused = true)]
