@@ -1,10 +1,15 @@
 //! Interleavings of calls, answers, failures and ends of the process, drawn at random and lived through on paused time.
 //! What was seen of each is held against the contract, by rules that know nothing of the code.
 //!
-//! `PROPTEST_CASES` sets how many, and `PROPTEST_RNG_SEED` repeats a run. What fails shrinks to a plan that can be
+//! `PROPTEST_CASES` sets how many, and `SEED` repeats a run. What fails shrinks to a plan that can be
 //! written down as a test of its own.
 
-use proptest::{prelude::*, test_runner::TestRunner};
+use std::{cell::Cell, time::SystemTime};
+
+use proptest::{
+    prelude::*,
+    test_runner::{RngAlgorithm, RngSeed, TestRunner},
+};
 
 use plan::{Plan, plans};
 
@@ -39,19 +44,23 @@ fn live(plan: &Plan) -> Result<usize, String> {
 
 #[test]
 fn every_interleaving_keeps_the_contract() {
+    let given = std::env::var("SEED").ok().map(|seed| seed.parse().unwrap());
+    let seed = given.unwrap_or_else(rand::random);
     let config = ProptestConfig {
         failure_persistence: None,
+        rng_algorithm: RngAlgorithm::XorShift,
+        rng_seed: RngSeed::Fixed(seed),
         ..ProptestConfig::default()
     };
-    let begin = std::time::SystemTime::now();
-    let (cases, seen) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
-    let outcome = TestRunner::new(config).run(&plans(), |plan| {
-        let events = live(&plan).map_err(TestCaseError::fail)?;
-        cases.set(cases.get() + 1);
-        seen.set(seen.get() + events);
+    let events = Cell::new(0);
+    let begin = SystemTime::now();
+    let outcome = TestRunner::new(config.clone()).run(&plans(), |plan| {
+        let seen = live(&plan).map_err(TestCaseError::fail)?;
+        events.set(events.get() + seen);
         Ok(())
     });
-    println!("{} interleavings, {} events, in {:?}", cases.get(), seen.get(), begin.elapsed());
+    let (cases, events, took) = (config.cases, events.get(), begin.elapsed().unwrap_or_default());
+    println!("SEED={seed}: {cases} interleavings, {events} events, {took:?}");
     if let Err(failure) = outcome {
         panic!("{failure}");
     }

@@ -145,8 +145,13 @@ impl<'a> Seen<'a> {
     }
 
     fn events(&self) -> impl DoubleEndedIterator<Item = (Moment, usize, &Event)> {
-        let entries = self.history.entries.iter().enumerate();
-        entries.map(|(at, entry)| (at, entry.process, &entry.event))
+        self.before(Moment::MAX)
+    }
+
+    fn before(&self, at: Moment) -> impl DoubleEndedIterator<Item = (Moment, usize, &Event)> {
+        let entries = &self.history.entries;
+        let before = entries[..at.min(entries.len())].iter().enumerate();
+        before.map(|(at, entry)| (at, entry.process, &entry.event))
     }
 
     /// Everything the ledger knew of a key at some moment of a span.
@@ -161,6 +166,13 @@ impl<'a> Seen<'a> {
 
     fn known_at(&self, key: u8, at: Moment) -> Option<Known> {
         self.known_during(key, at, at)[0]
+    }
+
+    /// Everything that a call can have been told by the ledger: who joins a look-up may hear what was so when it began.
+    fn known_to(&self, call: &Call) -> Vec<Option<Known>> {
+        let joined = self.callers(call.process, call.asked.key, call.from, call.from);
+        let from = joined.map(|other| other.from).min().unwrap_or(call.from);
+        self.known_during(call.asked.key, from, call.to)
     }
 
     /// Calls of one process for a key that overlap a span.

@@ -293,7 +293,7 @@ impl Line {
                 let result = line.attempt(operation, key, apply);
                 pause(after).await;
                 line.world.hiccup().await;
-                if operation == Operation::LookUp && !line.is_severed() {
+                if operation == Operation::LookUp && !line.is_severed() && !answer.is_closed() {
                     line.note(Event::LookedUp { key });
                 }
                 let _gone = answer.send(result);

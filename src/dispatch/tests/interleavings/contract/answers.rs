@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        history::Event,
+        history::{Event, Moment},
         plan::{Kind, Operation, PACE_MAX},
     },
     Call, GRAIN, Known, Seen, ensure,
@@ -33,22 +33,26 @@ fn outcome_is_true(seen: &Seen<'_>, call: &Call, outcome: &Outcome) -> Result<()
     match outcome {
         Outcome::Added(added) => {
             ensure!(asked.kind == Kind::Add, "it only asked");
-            ensure!(effect(seen, call, 0), "nothing had an effect");
+            ensure!(requests(seen, call).any(|request| adds(&request, to)), "nothing had an effect");
             attempts(seen, call, added)?;
             // Who comes while the ledger is about to tell that it has recorded an effect is one of those who wait for it.
-            let recorded = seen.events().take(to).any(|(at, _, event)| {
+            let recorded = seen.before(to).any(|(at, _, event)| {
                 let is_added = matches!(event, Event::Settled { key, state: State::Added } if *key == asked.key);
                 is_added && seen.time(at) + PACE_MAX + GRAIN >= seen.time(from)
             });
             ensure!(recorded, "nothing was recorded meanwhile");
         }
         Outcome::Duplicate(_) => {
-            let resolved = seen.events().take(to).any(
+            let resolved = seen.before(to).any(
                 |(_, _, event)| matches!(event, Event::Resolved { key, resolution: Resolution::Added } if *key == asked.key),
             );
-            ensure!(resolved || effect(seen, call, 0), "nothing ever had an effect");
+            ensure!(resolved || requests(seen, call).any(|request| adds(&request, to)), "nothing ever had an effect");
             let alone = seen.callers(call.process, asked.key, from, to).count() == 1;
-            ensure!(!alone || !effect(seen, call, from), "it was its own request that had an effect");
+            let mut own = requests(seen, call).filter(|request| from < request.sent);
+            ensure!(
+                asked.kind == Kind::Check || !alone || !own.any(|request| adds(&request, to)),
+                "it was its own request that had an effect"
+            );
             let added = Known {
                 state: State::Added,
                 data: asked.data,
@@ -70,23 +74,15 @@ fn outcome_is_true(seen: &Seen<'_>, call: &Call, outcome: &Outcome) -> Result<()
     Ok(())
 }
 
-/// A request with the call's data was answered "added" since a moment, and before the call was.
-fn effect(seen: &Seen<'_>, call: &Call, from: usize) -> bool {
-    requests(seen, call).any(|request| {
-        let back = request.back.filter(|(at, _)| from <= *at && *at < call.to);
-        back.is_some_and(|(_, answer)| matches!(answer, Some(Answer::Added { .. })))
-    })
-}
-
 /// A request with a call's key and data, and its answer.
 struct Request<'a> {
-    sent: usize,
-    back: Option<(usize, Option<&'a Answer>)>,
+    sent: Moment,
+    back: Option<(Moment, Option<&'a Answer>)>,
 }
 
 /// All of them that were sent before the call was answered.
 fn requests<'a>(seen: &'a Seen<'_>, call: &'a Call) -> impl Iterator<Item = Request<'a>> {
-    let sent = seen.events().take(call.to).filter_map(|(at, _, event)| match event {
+    let sent = seen.before(call.to).filter_map(|(at, _, event)| match event {
         Event::Sent { request, key, data } if (*key, *data) == (call.asked.key, call.asked.data) => {
             Some((at, *request))
         }
@@ -101,8 +97,14 @@ fn requests<'a>(seen: &'a Seen<'_>, call: &'a Call) -> impl Iterator<Item = Requ
     })
 }
 
+/// SurveyLab told before a moment that the request had an effect.
+fn adds(request: &Request<'_>, before: Moment) -> bool {
+    let back = request.back.filter(|(at, _)| *at < before);
+    back.is_some_and(|(_, answer)| matches!(answer, Some(Answer::Added { .. })))
+}
+
 fn attempts(seen: &Seen<'_>, call: &Call, added: &Added) -> Result<(), String> {
-    let before = || seen.events().take(call.to);
+    let before = || seen.before(call.to);
     let made = before()
         .filter(|(_, _, event)| matches!(event, Event::Sent { key, .. } if *key == call.asked.key))
         .count();
@@ -134,7 +136,7 @@ fn added_once(seen: &Seen<'_>) -> Result<(), String> {
 fn failure_is_true(seen: &Seen<'_>, call: &Call, failure: &Failure) -> Result<(), String> {
     let Call { asked, from, to, process, .. } = *call;
     let (start, end) = (seen.time(from), seen.time(to));
-    let known = || seen.known_during(asked.key, from, to);
+    let known = || seen.known_to(call);
     sent_is_true(seen, call, failure.sent)?;
     let later = matches!(
         failure.reason,
@@ -147,9 +149,12 @@ fn failure_is_true(seen: &Seen<'_>, call: &Call, failure: &Failure) -> Result<()
             | Reason::ShuttingDown
             | Reason::LedgerUnavailable
     );
-    ensure!(!later || failure.retry_after.is_some(), "it is not told when to try again");
+    ensure!(
+        !later || failure.retry_after.is_some_and(|after| !after.is_zero()),
+        "it is not told when to try again"
+    );
     let before = |happened: fn(&Event, u8) -> bool| {
-        let mut events = seen.events().take(to);
+        let mut events = seen.before(to);
         events.any(|(_, of, event)| of == process && happened(event, asked.key))
     };
     let claims = |event: &Event, key| matches!(event, Event::Claims { key: of, .. } if *of == key);
@@ -169,7 +174,16 @@ fn failure_is_true(seen: &Seen<'_>, call: &Call, failure: &Failure) -> Result<()
                 .iter()
                 .flatten()
                 .any(|known| known.data != asked.data && known.state != State::Failed);
-            ensure!(other || held, "nobody has the key with other data");
+            // A claim goes its way, whoever leaves.
+            let mut claims = seen.before(to);
+            let claim = claims.rfind(|(_, of, event)| {
+                let claims = matches!(event, Event::Claims { key, .. } if *key == asked.key);
+                claims && *of == process
+            });
+            let claimed = claim.is_some_and(|(_, _, event)| {
+                matches!(event, Event::Claims { data, .. } if *data != asked.data)
+            });
+            ensure!(other || held || claimed, "nobody has the key with other data");
         }
         Reason::WaitTooLong => {
             ensure!(asked.deadline.is_some() || asked.stream.is_none(), "it could wait for ever");
@@ -192,7 +206,13 @@ fn failure_is_true(seen: &Seen<'_>, call: &Call, failure: &Failure) -> Result<()
             ensure!(before(|event, _| matches!(event, Event::Closed)), "it does not shut down");
         }
         Reason::LedgerUnavailable => {
-            let failed = before(|event, key| matches!(event, Event::Failed(_, of) if *of == key));
+            let failed = match failure.sent {
+                Sent::No => before(|event, key| matches!(event, Event::Failed(_, of) if *of == key)),
+                Sent::Yes | Sent::Unknown => before(|event, key| {
+                    let kinds = |what: &Operation| matches!(what, Operation::Settle | Operation::Release);
+                    matches!(event, Event::Failed(what, of) if *of == key && kinds(what))
+                }),
+            };
             ensure!(failed, "the ledger did all it was asked");
         }
         said => {
@@ -232,7 +252,7 @@ fn sent_is_true(seen: &Seen<'_>, call: &Call, sent: Sent) -> Result<(), String> 
     match sent {
         Sent::No => {
             let own = requests(seen, call).find(|request| call.from < request.sent && reached(request));
-            ensure!(own.is_none(), "a request was sent at {}", own.map_or(0, |own| own.sent));
+            ensure!(own.is_none() || call.asked.kind == Kind::Check, "a request was sent at {}", own.map_or(0, |own| own.sent));
         }
         Sent::Yes => ensure!(requests(seen, call).any(|request| reached(&request)), "no request was sent"),
         Sent::Unknown => {}
@@ -243,7 +263,7 @@ fn sent_is_true(seen: &Seen<'_>, call: &Call, sent: Sent) -> Result<(), String> 
 /// A key that is held the whole time of a call decides its answer.
 fn held(seen: &Seen<'_>, call: &Call) -> Result<(), String> {
     let Call { asked, from, to, process, .. } = *call;
-    let known = seen.known_during(asked.key, from, to);
+    let known = seen.known_to(call);
     let resenders = seen
         .callers(process, asked.key, from, to)
         .any(|other| other.asked.doubt == Doubt::Resend);
@@ -251,10 +271,10 @@ fn held(seen: &Seen<'_>, call: &Call) -> Result<(), String> {
     let failure = match &call.answer {
         Some(Err(failure)) => failure.reason,
         Some(Ok(outcome)) => {
-            let duplicate = matches!(outcome, Outcome::Duplicate(_));
+            let told = matches!(outcome, Outcome::Added(_) | Outcome::Duplicate(_));
             let free = held.state == State::Failed || resenders || held.state == State::Pending;
             ensure!(
-                free || (held.state == State::Added && held.data == asked.data && duplicate),
+                free || (held.state == State::Added && held.data == asked.data && told),
                 "the key was {held:?}"
             );
             return Ok(());
@@ -262,8 +282,14 @@ fn held(seen: &Seen<'_>, call: &Call) -> Result<(), String> {
         None => return Ok(()),
     };
     // The ledger was not heard of in time, or not at all.
-    let unheard = matches!(failure, Reason::LedgerUnavailable)
-        || (failure == Reason::WaitTooLong && asked.deadline.is_some());
+    let unheard = match failure {
+        Reason::LedgerUnavailable => true,
+        Reason::WaitTooLong | Reason::DeadlineAfterSend => asked.deadline.is_some(),
+        Reason::OutcomeInDoubt => seen
+            .before(to)
+            .any(|(_, of, event)| of == process && matches!(event, Event::CutOff)),
+        _ => false,
+    };
     let fitting = match held.state {
         State::Failed | State::Pending => true,
         _ if held.data != asked.data => failure == Reason::CrkReused,
@@ -271,11 +297,5 @@ fn held(seen: &Seen<'_>, call: &Call) -> Result<(), String> {
         State::InDoubt => failure == Reason::OutcomeInDoubt || resenders,
     };
     ensure!(fitting || unheard, "the key was {held:?}");
-    let failing = |event: &Event| matches!(event, Event::Failed(Operation::LookUp | Operation::Claim, _));
-    let failed = seen.events().take(to).any(|(_, of, event)| of == process && failing(event));
-    ensure!(
-        failure != Reason::LedgerUnavailable || held.state == State::Pending || failed,
-        "the ledger could be read"
-    );
     Ok(())
 }
