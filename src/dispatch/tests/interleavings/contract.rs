@@ -117,7 +117,10 @@ impl<'a> Seen<'a> {
                 Event::Claimed { key, data, .. } => {
                     before.insert(*key, now(&known, key));
                     let state = State::Pending;
-                    known.entry(*key).or_default().push((at, Some(Known { state, data: *data })));
+                    known
+                        .entry(*key)
+                        .or_default()
+                        .push((at, Some(Known { state, data: *data })));
                 }
                 Event::Released { key } => becomes(*key, before.remove(key).flatten()),
                 Event::Settled { key, state } => {
@@ -177,9 +180,9 @@ impl<'a> Seen<'a> {
 
     /// Calls of one process for a key that overlap a span.
     fn callers(&self, process: usize, key: u8, from: Moment, to: Moment) -> impl Iterator<Item = &Call> {
-        self.calls.iter().filter(move |call| {
-            call.process == process && call.asked.key == key && call.from <= to && from <= call.to
-        })
+        self.calls
+            .iter()
+            .filter(move |call| call.process == process && call.asked.key == key && call.from <= to && from <= call.to)
     }
 
     /// What a request's answer tells of its effect, by the table of SurveyLab's answers.

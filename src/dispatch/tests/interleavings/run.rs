@@ -71,9 +71,7 @@ impl Process {
         let (dispatcher, line) = (self.dispatcher.clone(), self.line.clone());
         let call = tokio::spawn(async move {
             let request = dispatcher.prepare(invitation(asked.key, asked.data)).unwrap();
-            let lane = asked
-                .stream
-                .map_or(Lane::Unary, |id| Lane::Stream(StreamId(id.into())));
+            let lane = asked.stream.map_or(Lane::Unary, |id| Lane::Stream(StreamId(id.into())));
             let deadline = asked.deadline.map(|after| Instant::now() + after);
             let call = dispatcher.call(request, asked.doubt, lane, deadline);
             line.note(Event::Called(id, asked));

@@ -226,7 +226,12 @@ impl World {
     }
 
     fn resolve(&self, process: usize, key: &Key, resolution: Resolution, at: Timestamp) -> Resolved {
-        let resolved = self.memory.resolve(key, resolution, at).now_or_never().unwrap().unwrap();
+        let resolved = self
+            .memory
+            .resolve(key, resolution, at)
+            .now_or_never()
+            .unwrap()
+            .unwrap();
         if let Resolved::Done(_) = resolved {
             let key = number(key);
             self.note(process, Event::Resolved { key, resolution });

@@ -33,7 +33,10 @@ fn outcome_is_true(seen: &Seen<'_>, call: &Call, outcome: &Outcome) -> Result<()
     match outcome {
         Outcome::Added(added) => {
             ensure!(asked.kind == Kind::Add, "it only asked");
-            ensure!(requests(seen, call).any(|request| adds(&request, to)), "nothing had an effect");
+            ensure!(
+                requests(seen, call).any(|request| adds(&request, to)),
+                "nothing had an effect"
+            );
             attempts(seen, call, added)?;
             // Who comes while the ledger is about to tell that it has recorded an effect is one of those who wait for it.
             let recorded = seen.before(to).any(|(at, _, event)| {
@@ -46,7 +49,10 @@ fn outcome_is_true(seen: &Seen<'_>, call: &Call, outcome: &Outcome) -> Result<()
             let resolved = seen.before(to).any(
                 |(_, _, event)| matches!(event, Event::Resolved { key, resolution: Resolution::Added } if *key == asked.key),
             );
-            ensure!(resolved || requests(seen, call).any(|request| adds(&request, to)), "nothing ever had an effect");
+            ensure!(
+                resolved || requests(seen, call).any(|request| adds(&request, to)),
+                "nothing ever had an effect"
+            );
             let alone = seen.callers(call.process, asked.key, from, to).count() == 1;
             let mut own = requests(seen, call).filter(|request| from < request.sent);
             ensure!(
@@ -128,13 +134,22 @@ fn added_once(seen: &Seen<'_>) -> Result<(), String> {
             matches!(event, Event::Back { key: of, answer: Some(Answer::Added { .. }), .. } if *of == key)
         });
         let said = said.count();
-        ensure!(credited <= said, "key {key} was added for {credited} calls, by {said} answers");
+        ensure!(
+            credited <= said,
+            "key {key} was added for {credited} calls, by {said} answers"
+        );
     }
     Ok(())
 }
 
 fn failure_is_true(seen: &Seen<'_>, call: &Call, failure: &Failure) -> Result<(), String> {
-    let Call { asked, from, to, process, .. } = *call;
+    let Call {
+        asked,
+        from,
+        to,
+        process,
+        ..
+    } = *call;
     let (start, end) = (seen.time(from), seen.time(to));
     let known = || seen.known_to(call);
     sent_is_true(seen, call, failure.sent)?;
@@ -164,7 +179,11 @@ fn failure_is_true(seen: &Seen<'_>, call: &Call, failure: &Failure) -> Result<()
         let mut known = known().into_iter().flatten();
         known.any(|known| known.state == State::InDoubt) || is_lost()
     };
-    ensure!(!failure.still_in_doubt || is_doubtful(), "the key was not in doubt: {:?}", known());
+    ensure!(
+        !failure.still_in_doubt || is_doubtful(),
+        "the key was not in doubt: {:?}",
+        known()
+    );
     match failure.reason {
         Reason::OutcomeInDoubt => ensure!(is_doubtful(), "the doubt is not recorded: {:?}", known()),
         Reason::CrkReused => {
@@ -180,13 +199,15 @@ fn failure_is_true(seen: &Seen<'_>, call: &Call, failure: &Failure) -> Result<()
                 let claims = matches!(event, Event::Claims { key, .. } if *key == asked.key);
                 claims && *of == process
             });
-            let claimed = claim.is_some_and(|(_, _, event)| {
-                matches!(event, Event::Claims { data, .. } if *data != asked.data)
-            });
+            let claimed =
+                claim.is_some_and(|(_, _, event)| matches!(event, Event::Claims { data, .. } if *data != asked.data));
             ensure!(other || held || claimed, "nobody has the key with other data");
         }
         Reason::WaitTooLong => {
-            ensure!(asked.deadline.is_some() || asked.stream.is_none(), "it could wait for ever");
+            ensure!(
+                asked.deadline.is_some() || asked.stream.is_none(),
+                "it could wait for ever"
+            );
             let passed = asked.deadline.is_some_and(|deadline| start + deadline <= end + GRAIN);
             ensure!(!failure.deadline_passed || passed, "its deadline lies ahead");
         }
@@ -199,11 +220,17 @@ fn failure_is_true(seen: &Seen<'_>, call: &Call, failure: &Failure) -> Result<()
             ensure!(calls > queue, "{calls} calls were there, {queue} may wait");
         }
         Reason::DeadlineAfterSend => {
-            ensure!(asked.deadline.is_some_and(|deadline| start + deadline <= end), "its deadline lies ahead");
+            ensure!(
+                asked.deadline.is_some_and(|deadline| start + deadline <= end),
+                "its deadline lies ahead"
+            );
             ensure!(before(claims), "there never was a claim");
         }
         Reason::ShuttingDown => {
-            ensure!(before(|event, _| matches!(event, Event::Closed)), "it does not shut down");
+            ensure!(
+                before(|event, _| matches!(event, Event::Closed)),
+                "it does not shut down"
+            );
         }
         Reason::LedgerUnavailable => {
             let failed = match failure.sent {
@@ -252,9 +279,16 @@ fn sent_is_true(seen: &Seen<'_>, call: &Call, sent: Sent) -> Result<(), String> 
     match sent {
         Sent::No => {
             let own = requests(seen, call).find(|request| call.from < request.sent && reached(request));
-            ensure!(own.is_none() || call.asked.kind == Kind::Check, "a request was sent at {}", own.map_or(0, |own| own.sent));
+            ensure!(
+                own.is_none() || call.asked.kind == Kind::Check,
+                "a request was sent at {}",
+                own.map_or(0, |own| own.sent)
+            );
         }
-        Sent::Yes => ensure!(requests(seen, call).any(|request| reached(&request)), "no request was sent"),
+        Sent::Yes => ensure!(
+            requests(seen, call).any(|request| reached(&request)),
+            "no request was sent"
+        ),
         Sent::Unknown => {}
     }
     Ok(())
@@ -262,7 +296,13 @@ fn sent_is_true(seen: &Seen<'_>, call: &Call, sent: Sent) -> Result<(), String> 
 
 /// A key that is held the whole time of a call decides its answer.
 fn held(seen: &Seen<'_>, call: &Call) -> Result<(), String> {
-    let Call { asked, from, to, process, .. } = *call;
+    let Call {
+        asked,
+        from,
+        to,
+        process,
+        ..
+    } = *call;
     let known = seen.known_to(call);
     let resenders = seen
         .callers(process, asked.key, from, to)

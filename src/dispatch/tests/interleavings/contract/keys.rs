@@ -159,7 +159,10 @@ pub fn settlements(seen: &Seen<'_>) -> Result<(), String> {
                     *state == expected || lost,
                     "key {key} was settled {state:?} at {at} after {told:?}"
                 );
-                ensure!(told.is_some() || lost, "key {key} was settled at {at} without a request");
+                ensure!(
+                    told.is_some() || lost,
+                    "key {key} was settled at {at} without a request"
+                );
             }
             _ => {}
         }

@@ -143,17 +143,15 @@ pub fn bounds(seen: &Seen<'_>) -> Result<(), String> {
 fn busy_until(seen: &Seen<'_>, call: &Call, time: Duration) -> Option<Duration> {
     let of_key = |event: &Event| event.key() == Some(call.asked.key);
     let events = || seen.events().filter(|(_, _, event)| of_key(event));
-    let before = events().rfind(|(at, ..)| seen.time(*at) <= time);
-    let is_idle = before.is_some_and(|(.., event)| matches!(event, Event::Settled { .. } | Event::Released { .. }));
-    let end = events().find(|(at, _, event)| {
-        let ends = matches!(
-            event,
-            Event::Settled { .. } | Event::Released { .. } | Event::LookedUp { .. } | Event::Failed(..)
-        );
-        ends && seen.time(*at) > time
-    });
-    match end {
-        _ if is_idle => None,
-        end => end.map(|(at, ..)| seen.time(at) + PACE_MAX),
+    let is_settled = |event: &Event| matches!(event, Event::Settled { .. } | Event::Released { .. });
+    let ends = |event: &Event| is_settled(event) || matches!(event, Event::LookedUp { .. } | Event::Failed(..));
+    // The ledger tells a while later what it did.
+    let told = |at| seen.time(at) + PACE_MAX;
+    match events().rfind(|(at, ..)| seen.time(*at) <= time) {
+        Some((at, _, event)) if is_settled(event) => Some(told(at)).filter(|told| *told >= time),
+        _ => {
+            let end = events().find(|(at, _, event)| ends(event) && seen.time(*at) > time);
+            end.map(|(at, ..)| told(at))
+        }
     }
 }
