@@ -2,7 +2,7 @@
 //! What was seen of each is held against the contract, by rules that know nothing of the code.
 //!
 //! `PROPTEST_CASES` sets how many, and `SEED` repeats a run. What fails shrinks to a plan that can be
-//! written down as a test of its own.
+//! written down as a test of its own. The gateway's own jitter is drawn anew each time.
 
 use std::{cell::Cell, time::SystemTime};
 
@@ -52,15 +52,24 @@ fn every_interleaving_keeps_the_contract() {
         rng_seed: RngSeed::Fixed(seed),
         ..ProptestConfig::default()
     };
-    let events = Cell::new(0);
+    let (lived, events, broken) = (Cell::new(0), Cell::new(0), Cell::new(None));
     let begin = SystemTime::now();
-    let outcome = TestRunner::new(config.clone()).run(&plans(), |plan| {
-        let seen = live(&plan).map_err(TestCaseError::fail)?;
+    let took = || begin.elapsed().unwrap_or_default();
+    let outcome = TestRunner::new(config).run(&plans(), |plan| {
+        lived.set(lived.get() + 1);
+        let seen = live(&plan).map_err(|why| {
+            // What is lived through after this is the search for a smaller one.
+            broken.set(broken.get().or(Some((lived.get(), took()))));
+            TestCaseError::fail(why)
+        })?;
         events.set(events.get() + seen);
         Ok(())
     });
-    let (cases, events, took) = (config.cases, events.get(), begin.elapsed().unwrap_or_default());
-    println!("SEED={seed}: {cases} interleavings, {events} events, {took:?}");
+    let (lived, events, took) = (lived.get(), events.get(), took());
+    println!("SEED={seed}: {lived} interleavings, {events} events, {took:?}");
+    if let Some((number, took)) = broken.get() {
+        println!("the {number}th broke the contract, after {took:?}");
+    }
     if let Err(failure) = outcome {
         panic!("{failure}");
     }

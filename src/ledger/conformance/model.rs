@@ -38,8 +38,14 @@ impl Step {
         Ok(match self.clone() {
             Self::LookUp(key) => Answer::Record(ledger.look_up(&key).await?),
             Self::Claim(key, data, doubt) => Answer::Claimed(ledger.claim(claim(key, data, doubt, at)).await?),
-            Self::Settle(key, settlement) => Answer::Done(ledger.settle(&key, settlement, at).await?),
-            Self::Release(key) => Answer::Done(ledger.release(&key).await?),
+            Self::Settle(key, settlement) => {
+                ledger.settle(&key, settlement, at).await?;
+                Answer::Done
+            }
+            Self::Release(key) => {
+                ledger.release(&key).await?;
+                Answer::Done
+            }
             Self::Resolve(key, resolution) => Answer::Resolved(ledger.resolve(&key, resolution, at).await?),
         })
     }
@@ -59,7 +65,7 @@ fn claim(key: Key, data: u8, doubt: Doubt, at: Timestamp) -> Claim {
 pub(super) enum Answer {
     Record(Option<Record>),
     Claimed(Claimed),
-    Done(()),
+    Done,
     Resolved(Resolved),
 }
 
@@ -76,8 +82,14 @@ impl Model {
         match step.clone() {
             Step::LookUp(key) => Answer::Record(self.records.get(&key).cloned()),
             Step::Claim(key, data, doubt) => Answer::Claimed(self.claim(claim(key, data, doubt, at))),
-            Step::Settle(key, settlement) => Answer::Done(self.settle(&key, settlement, at)),
-            Step::Release(key) => Answer::Done(self.release(&key)),
+            Step::Settle(key, settlement) => {
+                self.settle(&key, settlement, at);
+                Answer::Done
+            }
+            Step::Release(key) => {
+                self.release(&key);
+                Answer::Done
+            }
             Step::Resolve(key, resolution) => Answer::Resolved(self.resolve(&key, resolution, at)),
         }
     }

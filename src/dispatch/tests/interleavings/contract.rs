@@ -18,8 +18,9 @@ use super::plan::Asked;
 /// Fails the rule, with what was seen, unless the condition holds.
 macro_rules! ensure {
     ($condition:expr, $($seen:tt)+) => {
-        if !$condition {
-            return Err(format!($($seen)+));
+        match $condition {
+            true => {}
+            false => return Err(format!($($seen)+)),
         }
     };
 }
@@ -28,10 +29,12 @@ use ensure;
 /// tokio's timers are exact to a millisecond; one more is lost where a moment lies between two of its ticks.
 const GRAIN: Duration = Duration::from_millis(2);
 
+type Rule = fn(&Seen<'_>) -> Result<(), String>;
+
 /// Checks all rules, and tells the first that is broken.
 pub fn check(history: &History) -> Result<(), String> {
     let seen = Seen::of(history);
-    let rules: [(&str, fn(&Seen<'_>) -> Result<(), String>); 8] = [
+    let rules: [(&str, Rule); 8] = [
         ("no key takes effect twice unasked", keys::effects),
         ("one request at a time, under a durable claim", keys::wire),
         ("the ledger says what SurveyLab said", keys::settlements),
