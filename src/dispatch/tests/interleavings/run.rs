@@ -24,8 +24,8 @@ use crate::{
 /// How long a unary call without a deadline waits.
 pub const MAX_WAIT: Duration = Duration::from_secs(60);
 
-/// Longer than anything takes in a world that is well. At the least of all rates a request takes 100 minutes.
-const EVER: Duration = Duration::from_secs(100 * 24 * 3600);
+/// Longer than anything takes in a world that is well: a plan makes some 50 requests, one a minute at the least.
+const EVER: Duration = Duration::from_secs(6 * 3600);
 
 /// Keys from here on are no plan's.
 const PROBES: u8 = 100;

@@ -1,7 +1,6 @@
 //! SurveyLab and the ledger as a plan wants them, and what they see.
 
 use std::{
-    future::pending,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -9,8 +8,8 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::{BoxFuture, FutureExt};
-use tokio::{sync::oneshot, task::yield_now, time::sleep};
+use futures_util::future::FutureExt;
+use tokio::{task::yield_now, time::sleep};
 use tokio_util::task::TaskTracker;
 
 use super::{
@@ -21,13 +20,13 @@ use super::{
 use crate::{
     clock::{Instant, Timestamp},
     dispatch,
-    invitation::{Fingerprint, Invitation, Key, Reason, Respondent, Violation},
-    ledger::{
-        Claim, Claimed, Error, LastError, Ledger, Query, Record, Resolution, Resolved, Settlement, State,
-        memory::Memory,
-    },
-    surveylab::{self, Request, SurveyLab},
+    invitation::{Fingerprint, Invitation, Key, Reason, Respondent},
+    ledger::{Claim, Claimed, LastError, Ledger, Query, Resolution, Resolved, Settlement, State, memory::Memory},
+    surveylab,
 };
+
+mod ledger;
+mod webhook;
 
 /// All that outlives a process.
 pub struct World {
@@ -276,198 +275,6 @@ impl Line {
     pub async fn closed(&self) {
         self.steps.close();
         self.steps.wait().await;
-    }
-
-    /// One step of the ledger. `again` does it another time, should it have failed and turn out done.
-    fn step<T: Send + 'static>(
-        &self,
-        operation: Operation,
-        key: &Key,
-        apply: impl Fn(&Self) -> T + Send + 'static,
-    ) -> BoxFuture<'_, Result<T, Error>> {
-        let (line, key) = (self.clone(), number(key));
-        Box::pin(async move {
-            let (answer, answered) = oneshot::channel();
-            self.steps.spawn(async move {
-                let (before, after) = line.world.faults.lock().unwrap().pace;
-                line.world.hiccup().await;
-                pause(before).await;
-                if line.is_severed() {
-                    return;
-                }
-                let result = line.attempt(operation, key, apply);
-                pause(after).await;
-                line.world.hiccup().await;
-                if operation == Operation::LookUp && !line.is_severed() && !answer.is_closed() {
-                    line.note(Event::LookedUp { key });
-                }
-                let _gone = answer.send(result);
-            });
-            match answered.await {
-                Ok(result) if !self.is_severed() => result,
-                _ => pending().await,
-            }
-        })
-    }
-
-    fn attempt<T: 'static>(
-        &self,
-        operation: Operation,
-        key: u8,
-        apply: impl Fn(&Self) -> T + Send + 'static,
-    ) -> Result<T, Error> {
-        let is_write = operation != Operation::LookUp;
-        let Some(fault) = self.world.fails(operation) else {
-            let applied = apply(self);
-            if is_write {
-                self.world.faults.lock().unwrap().lingering = None;
-            }
-            return Ok(applied);
-        };
-        self.note(Event::Failed(operation, key));
-        if is_write && fault.lingers {
-            let line = self.clone();
-            let lingering = move || drop(apply(&line));
-            self.world.faults.lock().unwrap().lingering = Some(Box::new(lingering));
-        }
-        Err(Error::Unavailable("as planned".into()))
-    }
-}
-
-impl Ledger for Line {
-    fn look_up(&self, key: &Key) -> BoxFuture<'_, Result<Option<Record>, Error>> {
-        let asked = key.clone();
-        self.step(Operation::LookUp, key, move |line| {
-            line.world.memory.look_up(&asked).now_or_never().unwrap().unwrap()
-        })
-    }
-
-    fn claim(&self, claim: Claim) -> BoxFuture<'_, Result<Claimed, Error>> {
-        let key = claim.key.clone();
-        if self.is_severed() {
-            return Box::pin(pending());
-        }
-        let asked = self.note(Event::Claims {
-            key: number(&key),
-            data: self.world.data(&key, claim.fingerprint),
-        });
-        self.step(Operation::Claim, &key, move |line| {
-            line.world.claim(line.process, claim.clone(), asked)
-        })
-    }
-
-    fn settle(&self, key: &Key, settlement: Settlement, at: Timestamp) -> BoxFuture<'_, Result<(), Error>> {
-        let asked = key.clone();
-        self.step(Operation::Settle, key, move |line| {
-            line.world.settle(line.process, &asked, settlement.clone(), at);
-        })
-    }
-
-    fn release(&self, key: &Key) -> BoxFuture<'_, Result<(), Error>> {
-        let asked = key.clone();
-        self.step(Operation::Release, key, move |line| {
-            line.world.release(line.process, &asked);
-        })
-    }
-
-    fn resolve(&self, key: &Key, resolution: Resolution, at: Timestamp) -> BoxFuture<'_, Result<Resolved, Error>> {
-        let asked = key.clone();
-        self.step(Operation::Resolve, key, move |line| {
-            line.world.resolve(line.process, &asked, resolution, at)
-        })
-    }
-
-    fn list(&self, query: Query) -> BoxFuture<'_, Result<Vec<Record>, Error>> {
-        self.world.memory.list(query)
-    }
-
-    fn check(&self) -> BoxFuture<'_, Result<(), Error>> {
-        self.world.memory.check()
-    }
-
-    fn close(&self) -> BoxFuture<'_, ()> {
-        self.closed().boxed()
-    }
-}
-
-impl SurveyLab for Line {
-    fn encode(&self, invitation: Invitation) -> Result<Request, Violation> {
-        let query = String::new();
-        Ok(Request { invitation, query })
-    }
-
-    fn send<'a>(&'a self, request: &'a Request) -> BoxFuture<'a, surveylab::Answer> {
-        Box::pin(async move {
-            if self.is_severed() {
-                return pending().await;
-            }
-            let invitation = &request.invitation;
-            let key = number(&invitation.key);
-            let data = self.world.data(&invitation.key, invitation.fingerprint);
-            let request = self.world.requests.fetch_add(1, Ordering::Relaxed);
-            let behaviour = self.world.behaviour(request);
-            self.note(Event::Sent { request, key, data });
-            self.effect(key, &behaviour);
-            let mut wire = Wire {
-                line: self,
-                request,
-                key,
-                adds: matches!(behaviour.answer, surveylab::Answer::Added { .. }),
-                answer: None,
-            };
-            self.world.hiccup().await;
-            pause(behaviour.latency).await;
-            self.world.hiccup().await;
-            if self.is_severed() {
-                return pending().await;
-            }
-            wire.answer = Some(behaviour.answer.clone());
-            behaviour.answer
-        })
-    }
-}
-
-impl Line {
-    /// Has the effect of a request take place that nobody will hear of.
-    fn effect(&self, key: u8, behaviour: &Behaviour) {
-        let unheard = matches!(
-            behaviour.answer,
-            surveylab::Answer::InDoubt { .. } | surveylab::Answer::InternalError
-        );
-        let may = match behaviour.answer {
-            surveylab::Answer::InternalError => {
-                self.world.plan.account.on_server_error == dispatch::OnServerError::Hold
-            }
-            _ => unheard,
-        };
-        let Some(after) = behaviour.effect.filter(|_| may) else {
-            return;
-        };
-        let line = self.clone();
-        self.world.effects.spawn(async move {
-            pause(after).await;
-            line.note(Event::Effect { key });
-        });
-    }
-}
-
-/// A request on its way. What it does at SurveyLab does not end with the one who made it.
-struct Wire<'a> {
-    line: &'a Line,
-    request: RequestId,
-    key: u8,
-    adds: bool,
-    answer: Option<surveylab::Answer>,
-}
-
-impl Drop for Wire<'_> {
-    fn drop(&mut self) {
-        let (request, key) = (self.request, self.key);
-        if self.adds {
-            self.line.note(Event::Effect { key });
-        }
-        let answer = self.answer.take();
-        self.line.note(Event::Back { request, key, answer });
     }
 }
 
