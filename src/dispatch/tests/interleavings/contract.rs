@@ -174,11 +174,22 @@ impl<'a> Seen<'a> {
         self.known_during(key, at, at)[0]
     }
 
-    /// Everything that a call can have been told by the ledger: who joins a look-up may hear what was so when it began.
+    /// Everything that a call can have been told by the ledger.
     fn known_to(&self, call: &Call) -> Vec<Option<Known>> {
-        let joined = self.callers(call.process, call.asked.key, call.from, call.from);
-        let from = joined.map(|other| other.from).min().unwrap_or(call.from);
-        self.known_during(call.asked.key, from, call.to)
+        self.known_during(call.asked.key, self.joined(call), call.to)
+    }
+
+    /// Since when somebody has been there for a call's key without a break. Who joins others hears what they hear: what
+    /// was so when the key was looked up, for one who may have left since.
+    fn joined(&self, call: &Call) -> Moment {
+        let mut since = call.from;
+        loop {
+            let there = self.callers(call.process, call.asked.key, since, since);
+            match there.map(|other| other.from).min() {
+                Some(from) if from < since => since = from,
+                _ => return since,
+            }
+        }
     }
 
     /// Calls of one process for a key that overlap a span.

@@ -296,16 +296,10 @@ fn sent_is_true(seen: &Seen<'_>, call: &Call, sent: Sent) -> Result<(), String> 
 
 /// A key that is held the whole time of a call decides its answer.
 fn held(seen: &Seen<'_>, call: &Call) -> Result<(), String> {
-    let Call {
-        asked,
-        from,
-        to,
-        process,
-        ..
-    } = *call;
+    let Call { asked, to, process, .. } = *call;
     let known = seen.known_to(call);
     let resenders = seen
-        .callers(process, asked.key, from, to)
+        .callers(process, asked.key, seen.joined(call), to)
         .any(|other| other.asked.doubt == Doubt::Resend);
     let [Some(held)] = known[..] else { return Ok(()) };
     let failure = match &call.answer {
