@@ -73,6 +73,7 @@ fn serve(mut args: ServeArgs) {
     limiter::fuzz::is_usable(limiter::Settings {
         rate: args.rate,
         burst: args.burst.get(),
+        rested: std::time::Duration::MAX,
         max_in_flight: args.max_in_flight.get() as usize,
         max_queue: args.max_queue.get() as usize,
     });

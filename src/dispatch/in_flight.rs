@@ -25,7 +25,7 @@ use crate::{
 /// How far a flight has come, as those who wait for it see it.
 #[derive(Clone, Debug)]
 pub enum Progress {
-    /// The ledger is asked about the key: the flight may end before it has begun.
+    /// The ledger is asked what it knows of the key. Until it tells, the key is not this flight's.
     LookingUp,
     /// Nothing is on the wire; after a failed attempt with what it failed with.
     Waiting { last: Option<Failure> },
@@ -48,6 +48,12 @@ pub struct Flight {
     pub improved: Notify,
     /// One of those who wait has been told `Outcome::Added`; to all others it is a duplicate.
     credited: AtomicBool,
+}
+
+impl Flight {
+    fn is_looking_up(&self) -> bool {
+        matches!(*self.progress.borrow(), Progress::LookingUp)
+    }
 }
 
 /// On which terms a flight waits: the best of all its callers'.
@@ -119,8 +125,8 @@ pub enum Entered {
     Joins(Seat),
     /// Somebody is, with other data.
     Reused,
-    /// Somebody asks with other data whether the key is free. It may well be this caller's: to be seen once they know.
-    Unknown(watch::Receiver<Progress>),
+    /// Somebody looks it up, with other data: whose the key is will be known then.
+    Undecided(watch::Receiver<Progress>),
 }
 
 impl InFlight {
@@ -131,9 +137,10 @@ impl InFlight {
             Entry::Occupied(entry) => {
                 let seats = entry.into_mut();
                 if seats.flight.fingerprint != invitation.fingerprint {
-                    return match *seats.flight.progress.borrow() {
-                        Progress::LookingUp => Entered::Unknown(seats.flight.progress.subscribe()),
-                        _ => Entered::Reused,
+                    let flight = &seats.flight;
+                    return match flight.is_looking_up() {
+                        true => Entered::Undecided(flight.progress.subscribe()),
+                        false => Entered::Reused,
                     };
                 }
                 seats.take(call.doubt);
@@ -172,16 +179,11 @@ impl InFlight {
         }
     }
 
-    /// The key is free, and the flight waits for its turn.
-    pub fn wait(&self, flight: &Arc<Flight>) {
-        flight.progress.send_replace(Progress::Waiting { last: None });
-    }
-
     /// Watches the key without a wish that anything be sent.
     pub fn observe(&self, key: &Key, fingerprint: Fingerprint) -> Observed {
         match self.lock().get(key) {
             None => Observed::Nobody,
-            Some(seats) if matches!(*seats.flight.progress.borrow(), Progress::LookingUp) => Observed::Nobody,
+            Some(seats) if seats.flight.is_looking_up() => Observed::Nobody,
             Some(seats) if seats.flight.fingerprint != fingerprint => Observed::Reused,
             Some(seats) => Observed::UnderWay(seats.flight.progress.subscribe()),
         }
@@ -279,6 +281,7 @@ impl InFlight {
 
 /// What one who only watches finds.
 pub enum Observed {
+    /// The ledger knows as much as anybody here.
     Nobody,
     Reused,
     UnderWay(watch::Receiver<Progress>),
@@ -346,6 +349,11 @@ pub struct Landing {
 }
 
 impl Landing {
+    /// The key is free: from here on it is this flight's.
+    pub fn looked_up(&self) {
+        self.flight.progress.send_replace(Progress::Waiting { last: None });
+    }
+
     pub fn land(mut self, answer: Answer) {
         self.landed = true;
         // Removed first: who comes from now on looks into the ledger.

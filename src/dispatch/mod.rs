@@ -149,9 +149,10 @@ impl Dispatcher {
         loop {
             let answer = match self.core.in_flight.enter(call) {
                 Entered::Reused => return Err(reused()),
-                Entered::Unknown(mut progress) => {
-                    let known = progress.wait_for(|progress| !matches!(progress, Progress::LookingUp));
-                    let _known_or_gone = within(call.deadline, known).await?;
+                Entered::Undecided(mut progress) => {
+                    let decided = progress.wait_for(|progress| !matches!(progress, Progress::LookingUp));
+                    // An error says that the flight has ended, which decides it too.
+                    let _ = within(call.deadline, decided).await?;
                     None
                 }
                 Entered::Joins(seat) => self.wait(seat, call).await,
@@ -166,10 +167,30 @@ impl Dispatcher {
     /// Says what `add` would do, and does nothing.
     pub async fn check(&self, call: &Call) -> Answer {
         let invitation = &call.request.invitation;
-        let (key, fingerprint) = (&invitation.key, invitation.fingerprint);
+        let mut claimed = None;
         loop {
-            match self.core.in_flight.observe(key, fingerprint) {
-                Observed::Nobody => break,
+            self.off_the_wire(call).await?;
+            let record = within(call.deadline, self.core.ledger.look_up(&invitation.key)).await?;
+            match record.map_err(|error| ledger_unavailable(&error, Sent::No))? {
+                // A claim made since the key was last seen off the wire has its outcome to come. One that is still there
+                // when the key is off the wire again was lost.
+                Some(record) if record.state == State::Pending && claimed.as_ref() != Some(&record) => {
+                    claimed = Some(record);
+                }
+                record => {
+                    let answer = known(record.as_ref(), invitation.fingerprint, call.doubt);
+                    return answer.unwrap_or(Ok(Outcome::WouldAdd));
+                }
+            }
+        }
+    }
+
+    /// Waits until the ledger can tell what this process knows of the key; fails where that decides.
+    async fn off_the_wire(&self, call: &Call) -> Result<(), Failure> {
+        let invitation = &call.request.invitation;
+        loop {
+            match self.core.in_flight.observe(&invitation.key, invitation.fingerprint) {
+                Observed::Nobody => return Ok(()),
                 Observed::Reused => return Err(reused()),
                 Observed::UnderWay(mut progress) => {
                     let off = progress.wait_for(|progress| !matches!(progress, Progress::OnTheWire));
@@ -179,15 +200,12 @@ impl Dispatcher {
                             return Err(failure.clone());
                         }
                         // Nothing of it is in the ledger that was not there before.
-                        Ok(Progress::Waiting { .. }) => break,
+                        Ok(Progress::Waiting { .. }) => return Ok(()),
                         _ => {}
                     }
                 }
             }
         }
-        let record = within(call.deadline, self.core.ledger.look_up(key)).await?;
-        let record = record.map_err(|error| ledger_unavailable(&error, Sent::No))?;
-        known(record.as_ref(), fingerprint, call.doubt).unwrap_or(Ok(Outcome::WouldAdd))
     }
 
     /// What the ledger knows of a key.
@@ -256,7 +274,7 @@ impl Dispatcher {
             landing.land(answer.clone());
             return Some(answer);
         }
-        self.core.in_flight.wait(&landing.flight);
+        landing.looked_up();
         let trip = Trip::new(self.core.clone(), landing, call.request.clone());
         self.core.trips.spawn(trip.run());
         self.wait(seat, call).await

@@ -5,9 +5,10 @@ use std::sync::atomic::Ordering;
 use tokio::time::sleep;
 
 use super::*;
-use crate::{limiter::StreamId, surveylab};
+use crate::{ledger::Claim, limiter::StreamId, surveylab};
 use world::{Plan, UNAVAILABLE, World, doubtful, is_added, is_duplicate, ms, reason, scripted};
 
+mod interleavings;
 mod panics;
 mod world;
 
@@ -505,17 +506,103 @@ async fn what_was_announced_stays_so_when_it_is_cut_off() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_with_other_data_that_only_looks_refuses_nobody() {
+async fn a_check_during_which_the_key_is_claimed_waits_for_the_outcome() {
+    let world = Plan {
+        rate: "1/s",
+        burst: 1,
+        ..Plan::default()
+    }
+    .start();
+    assert!(is_added(&world.add("first").await));
+    let waits = world.spawn(world.call("k", "a@example.com"));
+    sleep(ms(10)).await;
+    let held = world.ledger.look_ups.acquire_many(1_000).await.unwrap();
+    let (dispatcher, call) = (world.dispatcher.clone(), world.call("k", "a@example.com"));
+    let check = tokio::spawn(async move { dispatcher.check(&call).await });
+    while world.requests() < 2 {
+        sleep(ms(10)).await;
+    }
+    // The look-up finds the claim of a flight that was still waiting when the check began.
+    drop(held);
+    assert!(is_duplicate(&check.await.unwrap()));
+    assert!(is_added(&waits.await.unwrap()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_nobody_has_under_way_is_told_in_doubt_by_a_check_too() {
+    let world = scripted([]);
+    let call = world.call("k", "a@example.com");
+    let invitation = &call.request.invitation;
+    let claim = Claim {
+        key: invitation.key.clone(),
+        fingerprint: invitation.fingerprint,
+        doubt: Doubt::Hold,
+        at: Clock::system().timestamp(),
+    };
+    world.ledger.claim(claim).await.unwrap();
+    assert_eq!(
+        reason(world.dispatcher.check(&call).await),
+        (Reason::OutcomeInDoubt, Sent::Unknown)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_only_looks_a_key_up_does_not_have_it() {
     let world = scripted([]);
     assert!(is_added(&world.add("k").await));
-    let turn = world.ledger.look_ups.acquire_many(1_000).await.unwrap();
-    let wrong = world.spawn(world.call("k", "b@example.com"));
-    sleep(ms(10)).await;
-    let right = world.spawn(world.call("k", "a@example.com"));
-    let hasty = world.add_within("k", ms(10)).await.unwrap_err();
-    assert_eq!((hasty.reason, hasty.deadline_passed), (Reason::WaitTooLong, true));
-    drop(turn);
-    assert_eq!(reason(wrong.await.unwrap()), (Reason::CrkReused, Sent::No));
-    assert!(is_duplicate(&right.await.unwrap()));
+    for rightful_leaves in [false, true] {
+        let held = world.ledger.look_ups.acquire_many(1_000).await.unwrap();
+        let wrong = world.spawn(world.call("k", "b@example.com"));
+        sleep(ms(10)).await;
+        let rightful = world.spawn(world.call("k", "a@example.com"));
+        let asks = world.call("k", "a@example.com");
+        let dispatcher = world.dispatcher.clone();
+        let check = tokio::spawn(async move { dispatcher.check(&asks).await });
+        sleep(ms(10)).await;
+        if rightful_leaves {
+            rightful.abort();
+        }
+        drop(held);
+        assert_eq!(reason(wrong.await.unwrap()), (Reason::CrkReused, Sent::No));
+        assert!(is_duplicate(&check.await.unwrap()));
+        if !rightful_leaves {
+            assert!(is_duplicate(&rightful.await.unwrap()));
+        }
+    }
     assert_eq!(world.requests(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_another_s_look_up_has_its_deadline() {
+    let world = scripted([]);
+    let held = world.ledger.look_ups.acquire_many(1_000).await.unwrap();
+    let first = world.spawn(world.call("k", "b@example.com"));
+    sleep(ms(10)).await;
+    let begin = Instant::now();
+    let failure = world.add_within("k", ms(500)).await.unwrap_err();
+    assert_eq!((failure.reason, failure.sent), (Reason::WaitTooLong, Sent::No));
+    assert!(failure.deadline_passed && begin.elapsed() <= ms(501));
+    drop(held);
+    assert!(is_added(&first.await.unwrap()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_queue_names_a_time_to_come_back() {
+    let world = Plan {
+        latency: ms(10_000),
+        max_in_flight: 1,
+        max_queue: 1,
+        ..Plan::default()
+    }
+    .start();
+    let on_the_wire = world.spawn(world.call("on the wire", "a@example.com"));
+    sleep(ms(10)).await;
+    let waits = world.spawn(world.call("waits", "a@example.com"));
+    sleep(ms(10)).await;
+    // There are tokens, but no place.
+    let failure = world.add("k").await.unwrap_err();
+    assert_eq!(failure.reason, Reason::QueueFull);
+    assert!(failure.retry_after.is_some_and(|after| !after.is_zero()));
+    assert!(is_added(&on_the_wire.await.unwrap()));
+    assert!(is_added(&waits.await.unwrap()));
 }

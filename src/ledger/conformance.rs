@@ -7,9 +7,11 @@ use crate::clock::Clock;
 
 mod listing;
 mod model;
+mod together;
 
 use listing::*;
 use model::behaves_like_the_model;
+use together::is_linearizable;
 
 /// When a ledger under test is opened again after a crash.
 pub(super) const REOPENED_AT: Timestamp = Timestamp(1_000_000);
@@ -22,9 +24,13 @@ trait Backend: Sized {
 
     fn start() -> Self;
     fn ledger(&self) -> &Self::Ledger;
+    /// From now on a claim of the crk `SPOILED` fails, with the batch it is in. False if nothing can fail here.
+    fn spoil(&self) -> bool;
     /// The process dies, without closing the ledger, and another one opens it at `REOPENED_AT`.
     fn crash(self) -> Self;
 }
+
+const SPOILED: &str = "spoiled";
 
 struct InMemory(Memory);
 
@@ -38,6 +44,10 @@ impl Backend for InMemory {
 
     fn ledger(&self) -> &Memory {
         &self.0
+    }
+
+    fn spoil(&self) -> bool {
+        false
     }
 
     fn crash(self) -> Self {
@@ -70,6 +80,16 @@ impl Backend for InSqlite {
         &self.ledger
     }
 
+    fn spoil(&self) -> bool {
+        let db = rusqlite::Connection::open(self.directory.path().join("ledger.db")).expect("connects");
+        let trigger = format!(
+            "CREATE TRIGGER spoil BEFORE INSERT ON pending WHEN NEW.crk = '{SPOILED}' \
+             BEGIN SELECT RAISE(ABORT, 'as the test wants it'); END"
+        );
+        db.execute_batch(&trigger).expect("writes");
+        true
+    }
+
     fn crash(self) -> Self {
         drop(self.ledger);
         Self::open(self.directory)
@@ -94,6 +114,11 @@ macro_rules! suite {
             #[test]
             fn behaves_like_the_model() {
                 super::behaves_like_the_model::<super::$backend>();
+            }
+
+            #[test]
+            fn is_linearizable() {
+                super::is_linearizable::<super::$backend>();
             }
         }
     };

@@ -196,14 +196,16 @@ impl Limiter {
         }
         let now = Instant::now();
         if state.lanes.len() >= self.shared.settings.max_queue {
-            let after = state.expected(state.lanes.len(), now) - now;
+            // There may be tokens, and no places in flight: then nobody knows how long it takes.
+            let after = (state.expected(state.lanes.len(), now) - now).max(self.period());
             return Err(Refused::QueueFull { after });
         }
         let mut expected = now;
         if let Some(until) = until {
             expected = state.expected(state.lanes.ahead(lane), now);
             if expected > until {
-                return Err(Refused::WaitTooLong { after: expected - now });
+                let after = (expected - now).max(self.period());
+                return Err(Refused::WaitTooLong { after });
             }
         }
         let was_empty = state.lanes.len() == 0;

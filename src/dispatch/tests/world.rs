@@ -117,6 +117,8 @@ pub struct Plan {
     pub latency: Duration,
     pub rate: &'static str,
     pub burst: u32,
+    pub max_in_flight: usize,
+    pub max_queue: usize,
     pub on_server_error: OnServerError,
 }
 
@@ -127,6 +129,8 @@ impl Default for Plan {
             latency: ms(100),
             rate: "1000/s",
             burst: 100,
+            max_in_flight: 32,
+            max_queue: 1_000,
             on_server_error: OnServerError::Retry,
         }
     }
@@ -149,8 +153,8 @@ impl Plan {
             rate: self.rate.parse().unwrap(),
             burst: self.burst,
             rested: Duration::MAX,
-            max_in_flight: 32,
-            max_queue: 1_000,
+            max_in_flight: self.max_in_flight,
+            max_queue: self.max_queue,
         });
         tokio::spawn(pacer.run());
         let settings = Settings {

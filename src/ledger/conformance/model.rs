@@ -2,31 +2,98 @@
 
 use std::collections::BTreeMap;
 
-use proptest::{collection::vec, option, prelude::*, sample::select, test_runner::TestRunner};
+use proptest::{
+    collection::vec,
+    option,
+    prelude::*,
+    sample::select,
+    test_runner::{RngSeed, TestRunner},
+};
 
 use super::{listing::matching, *};
 
 /// One step of a sequence to compare with the model.
-#[derive(Clone, Debug)]
-enum Step {
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Step {
     LookUp(Key),
     Claim(Key, u8, Doubt),
     Settle(Key, Settlement),
     Release(Key),
     Resolve(Key, Resolution),
-    List(Query),
-    Crash,
+}
+
+impl Step {
+    pub(super) fn key(&self) -> &Key {
+        match self {
+            Self::LookUp(key)
+            | Self::Claim(key, ..)
+            | Self::Settle(key, _)
+            | Self::Release(key)
+            | Self::Resolve(key, _) => key,
+        }
+    }
+
+    /// What a ledger answers to it.
+    pub(super) async fn ask(&self, ledger: &impl Ledger, at: Timestamp) -> Result<Answer, Error> {
+        Ok(match self.clone() {
+            Self::LookUp(key) => Answer::Record(ledger.look_up(&key).await?),
+            Self::Claim(key, data, doubt) => Answer::Claimed(ledger.claim(claim(key, data, doubt, at)).await?),
+            Self::Settle(key, settlement) => {
+                ledger.settle(&key, settlement, at).await?;
+                Answer::Done
+            }
+            Self::Release(key) => {
+                ledger.release(&key).await?;
+                Answer::Done
+            }
+            Self::Resolve(key, resolution) => Answer::Resolved(ledger.resolve(&key, resolution, at).await?),
+        })
+    }
+}
+
+fn claim(key: Key, data: u8, doubt: Doubt, at: Timestamp) -> Claim {
+    let fingerprint = fingerprint(data);
+    Claim {
+        key,
+        fingerprint,
+        doubt,
+        at,
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Answer {
+    Record(Option<Record>),
+    Claimed(Claimed),
+    Done,
+    Resolved(Resolved),
 }
 
 /// The contract, as simple as it can be said.
-#[derive(Default)]
-struct Model {
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Model {
     records: BTreeMap<Key, Record>,
     /// What a claim hides.
     before: BTreeMap<Key, Option<Record>>,
 }
 
 impl Model {
+    pub(super) fn apply(&mut self, step: &Step, at: Timestamp) -> Answer {
+        match step.clone() {
+            Step::LookUp(key) => Answer::Record(self.records.get(&key).cloned()),
+            Step::Claim(key, data, doubt) => Answer::Claimed(self.claim(claim(key, data, doubt, at))),
+            Step::Settle(key, settlement) => {
+                self.settle(&key, settlement, at);
+                Answer::Done
+            }
+            Step::Release(key) => {
+                self.release(&key);
+                Answer::Done
+            }
+            Step::Resolve(key, resolution) => Answer::Resolved(self.resolve(&key, resolution, at)),
+        }
+    }
+
     fn claim(&mut self, claim: Claim) -> Claimed {
         let before = self.records.get(&claim.key).cloned();
         let free = before.as_ref().is_none_or(|record| {
@@ -103,7 +170,7 @@ impl Model {
         }
     }
 
-    fn crash(&mut self) {
+    pub(super) fn crash(&mut self) {
         let error = LastError {
             reason: Reason::OutcomeInDoubt,
             http_status: None,
@@ -114,7 +181,7 @@ impl Model {
     }
 }
 
-fn keys() -> impl Strategy<Value = Key> {
+fn keys() -> impl Strategy<Value = Key> + Clone {
     let crks = ["1", "10", "Z", "a", "ä", "\u{ffff}", "\u{10348}"];
     (select(vec!["A", "a", "ż"]), select(crks.to_vec())).prop_map(|(id, crk)| Key::new(id, crk))
 }
@@ -146,32 +213,52 @@ fn queries() -> impl Strategy<Value = Query> {
         })
 }
 
-fn steps() -> impl Strategy<Value = Step> {
+/// Steps for any of the keys.
+pub(super) fn steps(keys: impl Strategy<Value = Key> + Clone) -> impl Strategy<Value = Step> {
     let doubts = select(vec![Doubt::Hold, Doubt::Resend]);
     let resolutions = select(vec![Resolution::Added, Resolution::NotAdded]);
     prop_oneof![
-        2 => keys().prop_map(Step::LookUp),
-        8 => (keys(), 0..2_u8, doubts).prop_map(|(key, data, doubt)| Step::Claim(key, data, doubt)),
-        6 => (keys(), settlements()).prop_map(|(key, settlement)| Step::Settle(key, settlement)),
-        2 => keys().prop_map(Step::Release),
-        2 => (keys(), resolutions).prop_map(|(key, resolution)| Step::Resolve(key, resolution)),
-        3 => queries().prop_map(Step::List),
-        1 => Just(Step::Crash),
+        2 => keys.clone().prop_map(Step::LookUp),
+        8 => (keys.clone(), 0..2_u8, doubts).prop_map(|(key, data, doubt)| Step::Claim(key, data, doubt)),
+        6 => (keys.clone(), settlements()).prop_map(|(key, settlement)| Step::Settle(key, settlement)),
+        2 => keys.clone().prop_map(Step::Release),
+        2 => (keys, resolutions).prop_map(|(key, resolution)| Step::Resolve(key, resolution)),
     ]
 }
 
-pub(super) fn behaves_like_the_model<B: Backend>() {
+#[derive(Clone, Debug)]
+enum Turn {
+    Step(Step),
+    List(Query),
+    Crash,
+}
+
+fn turns() -> impl Strategy<Value = Turn> {
+    prop_oneof![
+        20 => steps(keys()).prop_map(Turn::Step),
+        3 => queries().prop_map(Turn::List),
+        1 => Just(Turn::Crash),
+    ]
+}
+
+/// Runs a test against inputs at random: `PROPTEST_CASES` of them, or else `cases`. `SEED` repeats a run.
+pub(super) fn run<S: Strategy>(cases: u32, inputs: &S, test: impl AsyncFn(S::Value)) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .expect("a runtime");
+    let given = std::env::var("SEED").ok();
+    let seed = given.map_or_else(rand::random, |seed| seed.parse().expect("a number"));
+    let given = std::env::var("PROPTEST_CASES").ok();
+    let cases = given.map_or(cases, |cases| cases.parse().expect("a number"));
+    println!("SEED={seed} PROPTEST_CASES={cases}");
     let config = ProptestConfig {
-        cases: 32,
+        cases,
+        rng_seed: RngSeed::Fixed(seed),
         failure_persistence: None,
         ..ProptestConfig::default()
     };
-    let sequences = (vec(steps(), 1..120), vec(1..7_usize, 1..5));
-    let outcome = TestRunner::new(config).run(&sequences, |(steps, pages)| {
-        runtime.block_on(compare(B::start(), steps, &pages));
+    let outcome = TestRunner::new(config).run(inputs, |input| {
+        runtime.block_on(test(input));
         Ok(())
     });
     if let Err(failure) = outcome {
@@ -179,44 +266,32 @@ pub(super) fn behaves_like_the_model<B: Backend>() {
     }
 }
 
-async fn compare<B: Backend>(mut backend: B, steps: Vec<Step>, pages: &[usize]) {
+pub(super) fn behaves_like_the_model<B: Backend>() {
+    let sequences = (vec(turns(), 1..120), vec(1..7_usize, 1..5));
+    run(32, &sequences, async |(turns, pages)| {
+        compare(B::start(), turns, &pages).await;
+    });
+}
+
+async fn compare<B: Backend>(mut backend: B, turns: Vec<Turn>, pages: &[usize]) {
     let mut model = Model::default();
-    for (step, at) in steps.into_iter().zip(1..) {
+    for (turn, at) in turns.into_iter().zip(1..) {
         let at = Timestamp(at);
         let ledger = backend.ledger();
-        match step {
-            Step::LookUp(key) => assert_eq!(shown(ledger, &key).await.as_ref(), model.records.get(&key)),
-            Step::Claim(key, data, doubt) => {
-                let fingerprint = fingerprint(data);
-                let claim = Claim {
-                    key,
-                    fingerprint,
-                    doubt,
-                    at,
-                };
-                assert_eq!(ledger.claim(claim.clone()).await.expect("answers"), model.claim(claim));
+        match turn {
+            Turn::Step(step) => {
+                let answer = step.ask(ledger, at).await.expect("answers");
+                assert_eq!(answer, model.apply(&step, at));
             }
-            Step::Settle(key, settlement) => {
-                ledger.settle(&key, settlement.clone(), at).await.expect("answers");
-                model.settle(&key, settlement, at);
-            }
-            Step::Release(key) => {
-                ledger.release(&key).await.expect("answers");
-                model.release(&key);
-            }
-            Step::Resolve(key, resolution) => {
-                let resolved = ledger.resolve(&key, resolution, at).await.expect("answers");
-                assert_eq!(resolved, model.resolve(&key, resolution, at));
-            }
-            Step::List(query) => {
+            Turn::List(query) => {
                 let listed = ledger.list(query.clone()).await.expect("answers");
                 assert_eq!(listed, matching(model.records.values(), &query));
             }
-            Step::Crash if B::DURABLE => {
+            Turn::Crash if B::DURABLE => {
                 backend = backend.crash();
                 model.crash();
             }
-            Step::Crash => {}
+            Turn::Crash => {}
         }
     }
 
