@@ -9,6 +9,7 @@ mod client;
 mod exit;
 pub mod healthcheck;
 pub mod invitations;
+pub mod ledger;
 pub mod output;
 pub mod sandbox;
 pub mod usage;
@@ -30,5 +31,6 @@ pub enum Command {
     Add(add::AddArgs),
     #[command(subcommand)]
     Invitations(invitations::InvitationsCommand),
+    Ledger(ledger::LedgerArgs),
     Healthcheck(healthcheck::HealthcheckArgs),
 }
