@@ -12,6 +12,7 @@ mod errors;
 mod health;
 mod idempotency;
 mod layout;
+mod ledger_tools;
 mod parameters;
 mod pause;
 mod rate;
