@@ -3,7 +3,9 @@
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::fs::chown,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     time::SystemTime,
 };
 
@@ -12,7 +14,14 @@ use serde_json::Value;
 use surveylab_gateway::{clock::Clock, ledger::sqlite::Sqlite};
 use tempfile::TempDir;
 
-use crate::support::{Gateway, Options, gateway::run, watch::soon};
+use crate::{
+    disk::is_root,
+    support::{
+        Gateway, Options,
+        gateway::{BINARY, run},
+        watch::soon,
+    },
+};
 
 mod backup;
 mod check;
@@ -92,4 +101,37 @@ fn insert(db: &Connection, crk: &str, state: i64, reason: Option<i64>) {
     let sql = "INSERT INTO invitation (collector_id, crk, fingerprint, state, attempts, created_at, updated_at, reason, \
                notification) VALUES ('c', ?1, ?2, ?3, 1, 1000000, 2000000, ?4, 'Action processed correctly')";
     db.execute(sql, (crk, [7_u8; 32], state, reason)).unwrap();
+}
+
+/// Runs `ledger` as somebody whom file modes bind. None, and why on stdout, where nobody else can run the binary.
+fn without_privileges(ledger: &Path, arguments: &[&str]) -> Option<(Option<i32>, String)> {
+    let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups", BINARY];
+    let mut command = Command::new(if is_root() { "setpriv" } else { BINARY });
+    if is_root() {
+        let tried = Command::new("setpriv").args(nobody).arg("--version").output();
+        if !tried.as_ref().is_ok_and(|output| output.status.success()) {
+            println!("skipped: nobody can't run the binary: {tried:?}");
+            return None;
+        }
+        command.args(nobody);
+    }
+    let ledger = format!("--ledger=sqlite:{}", ledger.display());
+    let output = command
+        .args(["ledger", &ledger])
+        .args(arguments)
+        .env_clear()
+        .stdin(Stdio::null())
+        .output();
+    let output = output.unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    Some((output.status.code(), String::from_utf8(text).unwrap()))
+}
+
+/// Gives a directory and its files to nobody, as modes don't bind the superuser.
+fn give_away(directory: &Path) {
+    if is_root() {
+        for path in files(directory).into_keys().chain([directory.into()]) {
+            chown(path, Some(65534), Some(65534)).unwrap();
+        }
+    }
 }

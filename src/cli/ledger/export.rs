@@ -109,7 +109,7 @@ impl<'a> From<&'a Record> for Row<'a> {
 
 /// Writes rows in one of the formats.
 enum Rows<W: Write> {
-    Csv(csv::Writer<W>),
+    Csv(Box<csv::Writer<W>>),
     Ndjson(W),
 }
 
@@ -119,7 +119,7 @@ impl<W: Write> Rows<W> {
             Format::Csv => {
                 let mut csv = csv::WriterBuilder::new().has_headers(false).from_writer(out);
                 csv.write_record(COLUMNS).map_err(io_error)?;
-                Ok(Self::Csv(csv))
+                Ok(Self::Csv(Box::new(csv)))
             }
             Format::Ndjson => Ok(Self::Ndjson(out)),
         }

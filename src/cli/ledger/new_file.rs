@@ -82,7 +82,11 @@ impl NewFile {
                 if !lock(&left).map_err(failed)? || !is_at(&left, &partial) {
                     return Err(Error::Busy(name()));
                 }
-                fs::remove_file(&partial).map_err(failed)?;
+                match fs::remove_file(&partial) {
+                    // Another command had just begun it, and gave it up to this one.
+                    Err(error) if error.kind() == ErrorKind::NotFound => {}
+                    other => other.map_err(failed)?,
+                }
                 create_new(&partial).map_err(failed)?
             }
             Err(error) => return Err(failed(error)),

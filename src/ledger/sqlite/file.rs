@@ -210,15 +210,17 @@ pub enum Ownership {
 
 /// Takes the lock, if no other owner has it.
 fn exclusively(file: &File) -> Result<(), TryLockError> {
-    // An owner's lock is exclusive. A shared one is a command's that looks whether there is an owner: over in a moment.
-    const LOOKS: usize = 1_000;
+    // An owner's lock is exclusive. A shared one is a command's that looks whether there is an owner, and over as soon as
+    // that process gets to run.
+    const LOOK: Duration = Duration::from_millis(1);
+    const LOOKS: u32 = 5_000;
     for _ in 0..LOOKS {
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => file.try_lock_shared()?,
             other => return other,
         }
         file.unlock().map_err(TryLockError::Error)?;
-        thread::yield_now();
+        thread::park_timeout(LOOK);
     }
     file.try_lock()
 }

@@ -19,6 +19,8 @@ use crate::ledger;
 mod check;
 mod copy;
 mod records;
+#[cfg(test)]
+mod tests;
 
 pub use super::file::Ownership;
 pub use check::{Keys, Report};

@@ -1,8 +1,7 @@
 use std::{
     fs::{self, Permissions},
-    os::unix::fs::{FileExt as _, PermissionsExt as _, chown},
-    path::Path,
-    process::{Command, Stdio},
+    os::unix::fs::{FileExt as _, PermissionsExt as _},
+    process::Command,
 };
 
 use rusqlite::Connection;
@@ -11,13 +10,13 @@ use surveylab_gateway::{
     sandbox::{Fault, Gate},
 };
 
-use super::{LEDGER, checked, files, insert, json, ledger, made, over, stop, told};
+use super::{LEDGER, checked, files, give_away, insert, json, ledger, made, over, stop, told, without_privileges};
 use crate::{
-    disk::{SmallDisk, is_root},
+    disk::SmallDisk,
     support::{
         Gateway,
         call::{COLLECTOR, add, get, last_error, resolve, state},
-        gateway::{BINARY, surveylab},
+        gateway::surveylab,
         request,
         watch::soon,
     },
@@ -327,39 +326,6 @@ async fn what_is_no_ledger_of_this_version_is_named_and_left_as_it_is() {
     let (code, _, stderr) = in_memory("postgres://user:password@host").await;
     assert_eq!((code, stderr.contains("GATEWAY_LEDGER")), (Some(2), true), "{stderr}");
     assert!(!stderr.contains("password"), "{stderr}");
-}
-
-/// Runs `ledger` as somebody whom file modes bind. None, and why on stdout, where nobody else can run the binary.
-fn without_privileges(ledger: &Path, arguments: &[&str]) -> Option<(Option<i32>, String)> {
-    let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups", BINARY];
-    let mut command = Command::new(if is_root() { "setpriv" } else { BINARY });
-    if is_root() {
-        let tried = Command::new("setpriv").args(nobody).arg("--version").output();
-        if !tried.as_ref().is_ok_and(|output| output.status.success()) {
-            println!("skipped: nobody can't run the binary: {tried:?}");
-            return None;
-        }
-        command.args(nobody);
-    }
-    let ledger = format!("--ledger=sqlite:{}", ledger.display());
-    let output = command
-        .args(["ledger", &ledger])
-        .args(arguments)
-        .env_clear()
-        .stdin(Stdio::null())
-        .output();
-    let output = output.unwrap();
-    let text = [output.stdout, output.stderr].concat();
-    Some((output.status.code(), String::from_utf8(text).unwrap()))
-}
-
-/// Gives a directory and its files to nobody, as modes don't bind the superuser.
-fn give_away(directory: &Path) {
-    if is_root() {
-        for path in files(directory).into_keys().chain([directory.into()]) {
-            chown(path, Some(65534), Some(65534)).unwrap();
-        }
-    }
 }
 
 #[tokio::test]
