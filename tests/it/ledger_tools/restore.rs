@@ -221,6 +221,16 @@ async fn assert_states_after_the_restore(client: &Client) {
         assert_eq!(state(client, crk).await, is, "{crk}");
         assert_eq!(would(client, crk).await, would_be, "{crk}");
     }
+    let resend = AddRespondentRequest {
+        resend_in_doubt: true,
+        validate_only: true,
+        ..request("in doubt, resolved since")
+    };
+    assert_eq!(
+        added(client, resend).await,
+        Outcome::WouldAdd,
+        "what nobody is to do before it is looked up"
+    );
     assert_eq!(list(client, InvitationState::Unspecified).await.len(), BEFORE.len());
 }
 
