@@ -21,13 +21,14 @@ mod new_file;
 
 /// Check, back up or export a ledger's file; a gateway may run on it meanwhile.
 ///
-/// None of these changes the ledger. Exit codes: 0 done; 1 not done now, the same command again may help; 2 wrong flags, or
-/// no ledger that this version can read; 3 the ledger is damaged.
+/// None of these changes the ledger. Exit codes: 0 done; 1 not done now, the same command again may help; 2 wrong
+/// flags, or no ledger that this version can read; 3 the ledger is damaged.
 #[derive(Args, Clone, Debug)]
 #[command(subcommand_required = true, arg_required_else_help = true)]
 pub struct LedgerArgs {
     /// The ledger, as `serve` has it: sqlite:PATH.
-    #[arg(long, env = "GATEWAY_LEDGER", default_value_t = LedgerUrl::Sqlite(LEDGER.into()), global = true, hide_env_values = true)]
+    #[arg(long, env = "GATEWAY_LEDGER", hide_env_values = true, global = true)]
+    #[arg(default_value_t = LedgerUrl::Sqlite(LEDGER.into()))]
     pub ledger: LedgerUrl,
 
     #[command(subcommand)]
@@ -45,7 +46,9 @@ pub enum LedgerCommand {
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("--ledger: {0}")]
-    Ledger(#[from] maintenance::Error),
+    Ledger(maintenance::Error),
+    #[error(transparent)]
+    Copy(maintenance::Error),
     #[error("--ledger: memory: is in no file; give sqlite:PATH")]
     Memory,
     #[error("{0} belongs to a ledger: give another FILE")]
@@ -56,13 +59,22 @@ enum Error {
     Output(std::io::Error),
 }
 
+impl From<maintenance::Error> for Error {
+    fn from(error: maintenance::Error) -> Self {
+        match error {
+            maintenance::Error::Unwritten(_) => Self::Copy(error),
+            _ => Self::Ledger(error),
+        }
+    }
+}
+
 impl Error {
     fn exit(&self) -> Exit {
         match self {
             Self::Ledger(maintenance::Error::Damaged(_)) => Exit::Refused,
             Self::Ledger(maintenance::Error::Unusable(_)) | Self::Memory | Self::OfALedger(_) => Exit::Usage,
             Self::NewFile(error) if error.is_of_the_path() => Exit::Usage,
-            Self::Ledger(maintenance::Error::Unavailable(_)) | Self::NewFile(_) | Self::Output(_) => Exit::TryAgain,
+            Self::Ledger(_) | Self::Copy(_) | Self::NewFile(_) | Self::Output(_) => Exit::TryAgain,
         }
     }
 }
@@ -109,7 +121,6 @@ fn finish(result: Result<Exit, Error>, output: Output) -> Exit {
 /// As RFC 3339 has it, in UTC, to the microsecond that ledgers keep. `None` outside of the years 1970 to 9999, which no
 /// gateway writes.
 fn time_text(time: Timestamp) -> Option<String> {
-    const LATEST: Timestamp = Timestamp(253_402_300_799_999_999);
-    let is_written = (Timestamp(0)..=LATEST).contains(&time);
+    let is_written = (Timestamp(0)..=maintenance::LATEST).contains(&time);
     is_written.then(|| humantime::format_rfc3339_micros(time.into()).to_string())
 }

@@ -1,4 +1,5 @@
-//! `ledger check`, `backup` and `export`, beside a running gateway and without one: they tell the truth, and change nothing.
+//! `ledger check`, `backup` and `export`, beside a running gateway and without one: they tell the truth, and change
+//! nothing.
 
 use std::{
     collections::BTreeMap,
@@ -98,8 +99,8 @@ fn made(keys: u32) -> (TempDir, PathBuf) {
 
 /// A row of the table as it is.
 fn insert(db: &Connection, crk: &str, state: i64, reason: Option<i64>) {
-    let sql = "INSERT INTO invitation (collector_id, crk, fingerprint, state, attempts, created_at, updated_at, reason, \
-               notification) VALUES ('c', ?1, ?2, ?3, 1, 1000000, 2000000, ?4, 'Action processed correctly')";
+    let sql = "INSERT INTO invitation (collector_id, crk, fingerprint, state, attempts, created_at, updated_at, \
+               reason, notification) VALUES ('c', ?1, ?2, ?3, 1, 1000000, 2000000, ?4, 'Action processed correctly')";
     db.execute(sql, (crk, [7_u8; 32], state, reason)).unwrap();
 }
 

@@ -14,8 +14,8 @@ use crate::{cli::Exit, ledger::sqlite::maintenance::Snapshot};
 
 /// Copy the ledger into FILE, also while the gateway runs; the copy is checked, and is complete or not there.
 ///
-/// It holds all that was acknowledged before the command began. Requests that were on the wire at that moment are PENDING
-/// in it: a gateway that starts with the copy puts them in doubt. How to restore it: docs/operations.md.
+/// It holds all that was acknowledged before the command began. Requests that were on the wire at that moment are
+/// PENDING in it: a gateway that starts with the copy puts them in doubt. How to restore it: docs/operations.md.
 #[derive(Args, Clone, Debug)]
 pub struct BackupArgs {
     /// Where the copy is to be; readable by its owner alone.

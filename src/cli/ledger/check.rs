@@ -13,8 +13,8 @@ use crate::{
 
 /// Read the whole ledger, also while the gateway runs: is it whole, what is in it, and when did it last change?
 ///
-/// Exit code 3 if it is damaged. Not every damage can be seen: SQLite keeps no checksums, so a value that was replaced by
-/// another possible one passes.
+/// Exit code 3 if it is damaged. Not every damage can be seen: SQLite keeps no checksums, so a value that was replaced
+/// by another possible one passes.
 #[derive(Args, Clone, Debug)]
 pub struct CheckArgs {
     /// Print JSON.
@@ -33,8 +33,8 @@ pub(super) fn run(ledger: &Snapshot, path: &Path, output: Output) -> Result<Exit
     }
     if output == Output::Human {
         complain(format_args!(
-            "surveylab-gateway: the ledger {} is damaged. Stop the gateway, keep its files for those who look into it, and \
-             restore a backup: docs/operations.md, \"Restore\"",
+            "surveylab-gateway: the ledger {} is damaged. Stop the gateway, keep its files for those who look into it, \
+             and restore a backup: docs/operations.md, \"Restore\"",
             path.display()
         ));
     }

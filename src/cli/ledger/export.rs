@@ -229,8 +229,8 @@ fn export(ledger: &Snapshot, args: &ExportArgs, out: impl Write) -> Result<Expor
     };
     if formulas > 0 && args.format == Format::Csv {
         complain(format_args!(
-            "surveylab-gateway: {formulas} values begin with =, +, - or @, which spreadsheets take for formulas: import the \
-             columns as text"
+            "surveylab-gateway: {formulas} values begin with =, +, - or @, which spreadsheets take for formulas: \
+             import the columns as text"
         ));
     }
     Ok(Exported { unreadable, cut })

@@ -210,8 +210,8 @@ pub enum Ownership {
 
 /// Takes the lock, if no other owner has it.
 fn exclusively(file: &File) -> Result<(), TryLockError> {
-    // An owner's lock is exclusive. A shared one is a command's that looks whether there is an owner, and over as soon as
-    // that process gets to run.
+    // An owner's lock is exclusive. A shared one is a command's that looks whether there is an owner, and over as soon
+    // as that process gets to run.
     const LOOK: Duration = Duration::from_millis(1);
     const LOOKS: u32 = 5_000;
     for _ in 0..LOOKS {

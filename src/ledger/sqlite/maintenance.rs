@@ -1,9 +1,9 @@
-//! A ledger as another process than the gateway's sees it: to check, copy and export it, whether a gateway runs on it or
-//! not.
+//! A ledger as another process than the gateway's sees it: to check, copy and export it, whether a gateway runs on it
+//! or not.
 //!
-//! Nothing here changes a ledger: none is made or migrated, no claim is put in doubt, no WAL is written back. SQLite lets
-//! other processes read beside the gateway, and a read transaction holds up none of its commits. It holds up the reset
-//! of the WAL, which grows meanwhile.
+//! Nothing here changes a ledger: none is made or migrated, no claim is put in doubt, no WAL is written back. SQLite
+//! lets other processes read beside the gateway, and a read transaction holds up none of its commits. It holds up the
+//! reset of the WAL, which grows meanwhile.
 
 use std::{fmt::Write as _, fs, io::ErrorKind, path::Path, time::SystemTime};
 
@@ -25,7 +25,7 @@ mod tests;
 pub use super::file::Ownership;
 pub use check::{Keys, Report};
 pub use copy::Copied;
-pub use records::Unreadable;
+pub use records::{LATEST, Unreadable};
 
 /// What to do about damage, for the end of a message.
 const RESTORE: &str = "stop the gateway, and restore the ledger from a backup: docs/operations.md, \"Restore\"";
@@ -36,11 +36,14 @@ pub enum Error {
     /// There is no ledger that this version can read: only another path, permission or version helps.
     #[error("{0}")]
     Unusable(String),
-    /// It could not be read, or the copy not be written, this time.
+    /// It could not be read this time.
     #[error("{0}")]
     Unavailable(String),
     #[error("{0}")]
     Damaged(String),
+    /// The copy could not be written.
+    #[error("{0}")]
+    Unwritten(String),
 }
 
 impl From<ledger::Error> for Error {
@@ -64,8 +67,8 @@ pub struct Snapshot {
 enum Access {
     /// With SQLite's locks, so that others may write meanwhile.
     Shared,
-    /// Without: the file or its directory can't be written, so SQLite can't make what its locks are kept in. It is taken
-    /// to stay as it is, and must prove to have.
+    /// Without: the file or its directory can't be written, so SQLite can't make what its locks are kept in. It is
+    /// taken to stay as it is, and must prove to have.
     Frozen(Stamp),
 }
 
@@ -93,8 +96,8 @@ impl Snapshot {
     ///
     /// # Errors
     ///
-    /// [`Error::Unusable`] if there is no ledger, it is of another version or must not be read; [`Error::Damaged`] if not
-    /// even its first page makes sense; [`Error::Unavailable`] if it can't be read now.
+    /// [`Error::Unusable`] if there is no ledger, it is of another version or must not be read; [`Error::Damaged`] if
+    /// not even its first page makes sense; [`Error::Unavailable`] if it can't be read now.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let unusable = |what: String| Error::Unusable(format!("the ledger {} {what}", path.display()));
         let metadata = match fs::metadata(path) {
@@ -134,8 +137,8 @@ impl Snapshot {
         match marks.version(&place)? {
             0 => Err(unusable("is empty: no gateway has used it yet".into())),
             version if version < schema::VERSION => Err(unusable(format!(
-                "was written by an earlier version of the gateway (its schema is {version}, that of this version {}); use \
-                 the commands of that version, or start this one on it, which brings it up to date",
+                "was written by an earlier version of the gateway (its schema is {version}, that of this version {}); \
+                 use the commands of that version, or start this one on it, which brings it up to date",
                 schema::VERSION
             ))),
             _ => Ok(Self {

@@ -36,6 +36,7 @@ fn expected(invitation: &Invitation) -> Value {
         Some(humantime::format_rfc3339_micros(time).to_string())
     };
     let error = invitation.last_error.clone().map(rpc_error);
+    let http_status = error.as_ref().and_then(|error| error.http_status());
     let state = invitation.state().as_str_name();
     serde_json::json!({
         "collector_id": invitation.collector_id,
@@ -46,7 +47,7 @@ fn expected(invitation: &Invitation) -> Value {
         "updated_at": time(invitation.updated_at),
         "added_at": time(invitation.added_at),
         "reason": error.as_ref().map(|error| error.reason.clone()),
-        "http_status": error.as_ref().and_then(|error| error.http_status()).map(|status| status.parse::<u16>().unwrap()),
+        "http_status": http_status.map(|status| status.parse::<u16>().unwrap()),
     })
 }
 

@@ -14,8 +14,8 @@ use crate::{
 /// What is told of damage, at most: enough to know its kind.
 const MAX_TOLD: usize = 20;
 
-/// Rows that no version of the gateway writes, with what is wrong about them. Their states and types are the table's own
-/// constraints, which the integrity check looks at. A reason that is not known yet may be a later version's.
+/// Rows that no version of the gateway writes, with what is wrong about them. Their states and types are the table's
+/// own constraints, which the integrity check looks at. A reason that is not known yet may be a later version's.
 const NONSENSE: &str = "
     SELECT collector_id, crk, 'its reason does not fit its state' FROM invitation
         WHERE (state = 2) <> (reason IS NULL) OR reason NOT BETWEEN 1 AND 255

@@ -11,15 +11,15 @@ use rusqlite::{
     backup::{Backup, StepResult},
 };
 
-use super::{Error, Snapshot, describe, freeze, uri};
-use crate::{clock::Timestamp, ledger::sqlite::maintenance::RESTORE};
+use super::{Access, Error, RESTORE, Snapshot, describe, freeze, length, uri};
+use crate::clock::Timestamp;
 
 /// Pages that are copied before they are written through to the disk: 4 MiB.
 ///
-/// Measured beside 400 claims a second on a ledger of a million keys (115 MB), the longest a claim waited, as the median
-/// of ten copies: 18 ms, which is no more than without a copy (25 ms in five seconds). The same steps synced only in the
-/// end made it 71 ms and a copy in one go 55 ms, as the gateway's own syncs then wait for all of it; `VACUUM INTO`, which
-/// can't be synced in between, 53 ms, and it takes twice as long.
+/// Measured beside 400 claims a second on a ledger of a million keys (115 MB), the longest a claim waited, as the
+/// median of ten copies: 18 ms, which is no more than without a copy (25 ms in five seconds). The same steps synced
+/// only in the end made it 71 ms and a copy in one go 55 ms, as the gateway's own syncs then wait for all of it;
+/// `VACUUM INTO`, which can't be synced in between, 53 ms, and it takes twice as long.
 const STEP: i32 = 1_024;
 
 /// What was copied.
@@ -32,15 +32,15 @@ pub struct Copied {
 }
 
 impl Snapshot {
-    /// Writes a copy into the empty file at `path`, which is nobody else's meanwhile, and makes it durable. The copy was
-    /// read back and checked, its claims are claims: a gateway that opens it puts them in doubt.
+    /// Writes a copy into the empty file at `path`, which is nobody else's meanwhile, and makes it durable. The copy
+    /// was read back and checked, its claims are claims: a gateway that opens it puts them in doubt.
     ///
     /// # Errors
     ///
-    /// [`Error::Damaged`] if the copy turns out damaged, as the ledger then is; [`Error::Unavailable`] if it could not
-    /// be written, such as for want of space. The file is left as it came to be then.
+    /// [`Error::Damaged`] if the copy turns out damaged, as the ledger then is; [`Error::Unwritten`] if it could not be
+    /// written, such as for want of space. The file is left as it came to be then.
     pub fn copy_to(&self, path: &Path) -> Result<Copied, Error> {
-        let unwritten = |how: String| Error::Unavailable(format!("{} can't be written: {how}", path.display()));
+        let unwritten = |how: String| Error::Unwritten(format!("{} can't be written: {how}", path.display()));
         let not_synced = |error: io::Error| unwritten(error.to_string());
         let file = OpenOptions::new().write(true).open(path).map_err(not_synced)?;
         self.copy_pages(path, &file, &unwritten)?;
@@ -52,7 +52,7 @@ impl Snapshot {
         let copy = Self {
             db,
             place: self.place.clone(),
-            access: super::Access::Shared,
+            access: Access::Shared,
             ownership: self.ownership,
         };
         let findings = copy
@@ -60,13 +60,13 @@ impl Snapshot {
             .map_err(|error| self.failed(&error))?;
         if let Some(finding) = findings.first() {
             return Err(Error::Damaged(format!(
-                "the ledger {} is damaged ({finding}), and a copy of it would be, too; keep the backups that you have, and \
-                 {RESTORE}",
+                "the ledger {} is damaged ({finding}), and a copy of it would be, too; keep the backups that you have, \
+                 and {RESTORE}",
                 self.place.given.display()
             )));
         }
         let (keys, last_change) = copy.extent().map_err(|error| self.failed(&error))?;
-        let bytes = super::length(path);
+        let bytes = length(path);
         Ok(Copied {
             keys,
             bytes,
@@ -83,8 +83,8 @@ impl Snapshot {
         target
             .execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")
             .map_err(not_written)?;
-        // The snapshot's transaction stays open in between. Without it each step would see the gateway's latest commit and
-        // begin again: beside 400 claims a second such a copy never ended.
+        // The snapshot's transaction stays open in between. Without it each step would see the gateway's latest commit
+        // and begin again: beside 400 claims a second such a copy never ended.
         let backup = Backup::new(&self.db, &mut target).map_err(not_written)?;
         loop {
             match backup.step(STEP) {

@@ -14,8 +14,8 @@ use crate::{
     },
 };
 
-/// The end of the year 9999, as far as RFC 3339 goes.
-const LATEST: Timestamp = Timestamp(253_402_300_799_999_999);
+/// The end of the year 9999, as far as RFC 3339 goes. A record with a later time makes no sense.
+pub const LATEST: Timestamp = Timestamp(253_402_300_799_999_999);
 
 /// A row of the ledger that makes no sense.
 #[derive(Debug)]
