@@ -9,7 +9,7 @@ use crate::{dispatch::OnServerError, rate::Rate, surveylab::http::Endpoint};
 
 /// The ledger where none is named. What only the sandbox has seen must not count as added in SurveyLab, so a sandbox gets
 /// a file of its own.
-const LEDGER: &str = "surveylab-gateway.db";
+pub const LEDGER: &str = "surveylab-gateway.db";
 const SANDBOX_LEDGER: &str = "surveylab-gateway-sandbox.db";
 
 /// The environment variable that holds the token itself. Never a flag: flags show in process lists.

@@ -38,6 +38,7 @@ async fn run(command: Command) -> Exit {
         Command::Sandbox(args) => sandbox(args).await,
         Command::Add(args) => cli::add::run(args).await,
         Command::Invitations(command) => cli::invitations::run(command).await,
+        Command::Ledger(args) => cli::ledger::run(args),
         Command::Healthcheck(args) => cli::healthcheck::run(args).await,
     }
 }

@@ -14,7 +14,7 @@ pub enum Exit {
     TryAgain = 1,
     /// Wrong flags or settings.
     Usage = 2,
-    /// Refused: the same command again won't help.
+    /// Refused, or the ledger is damaged: the same command again won't help.
     Refused = 3,
     /// The key is in doubt: a person has to look it up in SurveyLab.
     InDoubt = 4,

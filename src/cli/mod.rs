@@ -11,6 +11,7 @@ mod exit;
 pub(crate) mod fuzz;
 pub mod healthcheck;
 pub mod invitations;
+pub mod ledger;
 pub mod output;
 pub mod sandbox;
 pub mod usage;
@@ -32,5 +33,6 @@ pub enum Command {
     Add(add::AddArgs),
     #[command(subcommand)]
     Invitations(invitations::InvitationsCommand),
+    Ledger(ledger::LedgerArgs),
     Healthcheck(healthcheck::HealthcheckArgs),
 }

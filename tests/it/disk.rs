@@ -129,10 +129,10 @@ async fn a_file_size_limit_stops_sending_and_not_the_process() {
 }
 
 /// A file system of one megabyte, for as long as this lives.
-struct SmallDisk(PathBuf);
+pub struct SmallDisk(pub PathBuf);
 
 impl SmallDisk {
-    fn mount(at: PathBuf) -> Option<Self> {
+    pub fn mount(at: PathBuf) -> Option<Self> {
         fs::create_dir(&at).unwrap();
         let mounted = Command::new("mount")
             .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
@@ -275,7 +275,7 @@ async fn an_outcome_that_was_never_recorded_is_in_doubt_after_a_crash() {
     assert_eq!(sandbox.report().requests, 1);
 }
 
-fn is_root() -> bool {
+pub fn is_root() -> bool {
     fs::metadata("/proc/self").unwrap().uid() == 0
 }
 

@@ -15,6 +15,7 @@ mod history;
 mod idempotency;
 mod kills;
 mod layout;
+mod ledger_tools;
 mod parameters;
 mod pause;
 mod power;

@@ -4,7 +4,7 @@ use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, ErrorKind, Read, Write},
     path::{Path, PathBuf},
-    process,
+    process, thread,
     time::{Duration, SystemTime},
 };
 
@@ -14,7 +14,7 @@ use super::schema;
 use crate::ledger::Error;
 
 /// How long a transaction waits for a program that holds the database, such as an operator's shell.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The first bytes of every SQLite database: <https://www.sqlite.org/fileformat2.html#magic_header_string>.
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
@@ -36,9 +36,9 @@ const SETTINGS: &str = "
 #[derive(Clone)]
 pub(super) struct Place {
     /// As it was given: for messages.
-    given: PathBuf,
+    pub(super) given: PathBuf,
     /// Without symbolic links, so that two names of one file lead to one lock.
-    real: PathBuf,
+    pub(super) real: PathBuf,
 }
 
 impl Place {
@@ -105,15 +105,10 @@ impl Place {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         let mut file = private(&mut options).open(&path).map_err(failed)?;
-        match file.try_lock() {
+        match exclusively(&file) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let mut text = String::new();
-                let holder = match file
-                    .read_to_string(&mut text)
-                    .ok()
-                    .and_then(|_| text.trim().parse::<u32>().ok())
-                {
+                let holder = match process_id(&mut file) {
                     Some(id) => format!("process {id}"),
                     // Its owner has it, and has not written its number yet.
                     None => "another process".into(),
@@ -137,6 +132,20 @@ impl Place {
             .iter()
             .filter_map(|path| fs::metadata(path).ok().filter(|file| file.len() > 0)?.modified().ok())
             .max()
+    }
+
+    /// Who owns the ledger. Makes no lock file, and keeps nobody out for longer than the look takes.
+    pub(super) fn owner(&self) -> Ownership {
+        let mut file = match File::open(self.beside(".lock")) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ownership::Free,
+            Err(_) => return Ownership::Unknown,
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ownership::Free,
+            Err(TryLockError::WouldBlock) => Ownership::Taken(process_id(&mut file)),
+            Err(TryLockError::Error(_)) => Ownership::Unknown,
+        }
     }
 
     /// Makes the file if there is none, readable by its owner alone; SQLite gives the files beside it the same mode.
@@ -186,7 +195,7 @@ impl Place {
         Ok(db)
     }
 
-    fn beside(&self, suffix: &str) -> PathBuf {
+    pub(super) fn beside(&self, suffix: &str) -> PathBuf {
         let mut name = self.real.clone().into_os_string();
         name.push(suffix);
         name.into()
@@ -207,6 +216,39 @@ fn is_cut_short(head: &[u8]) -> bool {
 /// opened it would own a name that is gone, and the next one would make itself a second owner.
 pub(super) struct Owner {
     _file: File,
+}
+
+/// Whether a gateway owns a ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ownership {
+    Free,
+    /// By this process, if it has written its number yet.
+    Taken(Option<u32>),
+    /// The lock file can't be read.
+    Unknown,
+}
+
+/// Takes the lock, if no other owner has it.
+fn exclusively(file: &File) -> Result<(), TryLockError> {
+    // An owner's lock is exclusive. A shared one is a command's that looks whether there is an owner, and over as soon
+    // as that process gets to run.
+    const LOOK: Duration = Duration::from_millis(1);
+    const LOOKS: u32 = 5_000;
+    for _ in 0..LOOKS {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => file.try_lock_shared()?,
+            other => return other,
+        }
+        file.unlock().map_err(TryLockError::Error)?;
+        thread::park_timeout(LOOK);
+    }
+    file.try_lock()
+}
+
+fn process_id(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
 }
 
 pub(super) fn configure(db: &Connection) -> rusqlite::Result<()> {

@@ -18,6 +18,7 @@ use crate::{
 };
 
 mod file;
+pub mod maintenance;
 mod read;
 mod schema;
 #[cfg(test)]

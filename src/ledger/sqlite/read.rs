@@ -1,6 +1,6 @@
 //! What is asked of the tables: one key, or a listing. Where a key is in both, its row of `pending` is shown.
 
-use rusqlite::{CachedStatement, Connection, Row, ToSql};
+use rusqlite::{CachedStatement, Connection, Row, Statement, ToSql};
 
 use super::worker::{Fault, Operation};
 use crate::{
@@ -122,22 +122,8 @@ pub(super) fn listing(query: &Query, table: Table) -> String {
 }
 
 fn page(db: &Connection, query: &Query, sql: &str) -> Result<Vec<Record>, Fault> {
-    let state = query.state.map(|state| state as i64);
-    let limit = i64::try_from(query.limit).unwrap_or(i64::MAX);
-    let (after_collector_id, after_crk) = query.after.as_ref().map(|key| (key.collector_id(), key.crk())).unzip();
-    let values: [(&str, &dyn ToSql); 5] = [
-        (":state", &state),
-        (":collector_id", &query.collector_id),
-        (":after_collector_id", &after_collector_id),
-        (":after_crk", &after_crk),
-        (":limit", &limit),
-    ];
     let mut statement = db.prepare_cached(sql)?;
-    for (name, value) in values {
-        if let Some(index) = statement.parameter_index(name)? {
-            statement.raw_bind_parameter(index, value)?;
-        }
-    }
+    bind(&mut statement, query)?;
     let mut rows = statement.raw_query();
     let mut records = Vec::new();
     while let Some(row) = rows.next()? {
@@ -153,6 +139,26 @@ fn page(db: &Connection, query: &Query, sql: &str) -> Result<Vec<Record>, Fault>
     Ok(records)
 }
 
+/// Gives a statement of `listing` its parameters.
+pub(super) fn bind(statement: &mut Statement<'_>, query: &Query) -> rusqlite::Result<()> {
+    let state = query.state.map(|state| state as i64);
+    let limit = i64::try_from(query.limit).unwrap_or(i64::MAX);
+    let (after_collector_id, after_crk) = query.after.as_ref().map(|key| (key.collector_id(), key.crk())).unzip();
+    let values: [(&str, &dyn ToSql); 5] = [
+        (":state", &state),
+        (":collector_id", &query.collector_id),
+        (":after_collector_id", &after_collector_id),
+        (":after_crk", &after_crk),
+        (":limit", &limit),
+    ];
+    for (name, value) in values {
+        if let Some(index) = statement.parameter_index(name)? {
+            statement.raw_bind_parameter(index, value)?;
+        }
+    }
+    Ok(())
+}
+
 /// Reads a row that is always there.
 pub(super) struct Probe;
 
@@ -165,7 +171,7 @@ impl Operation for Probe {
 }
 
 /// Makes a record of a row, whose columns may hold anything if the file was tampered with.
-fn decode(row: &Row<'_>, key: Key) -> Result<Record, Fault> {
+pub(super) fn decode(row: &Row<'_>, key: Key) -> Result<Record, Fault> {
     let readable = || -> rusqlite::Result<Option<Record>> {
         let Some(state) = state(row.get(1)?) else {
             return Ok(None);

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Marks a file as a ledger of this gateway, for itself and for `file(1)`: "SLGW".
-const APPLICATION_ID: i32 = 0x534c_4757;
+pub(super) const APPLICATION_ID: i32 = 0x534c_4757;
 
 /// Applied in order, each once, in a transaction of its own; `PRAGMA user_version` counts those applied. A published
 /// one is never edited. The numbers of states and reasons are those of `State` and `Reason::code`.
@@ -54,7 +54,7 @@ const MIGRATIONS: &[&str] = &["
     INSERT INTO probe (id) VALUES (1);
 "];
 
-const VERSION: i64 = MIGRATIONS.len() as i64;
+pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
 
 /// Opens the file as a ledger of the current version, with no claim of a dead process left in it.
 pub(super) fn open(place: &Place, now: Timestamp) -> Result<Connection, Error> {
@@ -68,18 +68,37 @@ pub(super) fn open(place: &Place, now: Timestamp) -> Result<Connection, Error> {
 
 /// The version of the ledger in the file, 0 for an empty file. Changes nothing before it knows.
 fn recognize(db: &Connection, place: &Place) -> Result<i64, Error> {
-    let look = || -> rusqlite::Result<(i32, i64, bool)> {
+    Marks::read(db).map_err(|error| place.refused(&error))?.version(place)
+}
+
+/// What tells a ledger from another database.
+pub(super) struct Marks {
+    application_id: i32,
+    user_version: i64,
+    is_empty: bool,
+}
+
+impl Marks {
+    pub(super) fn read(db: &Connection) -> rusqlite::Result<Self> {
         let objects = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0))?;
-        Ok((application_id(db)?, user_version(db)?, objects == 0))
-    };
-    match look().map_err(|error| place.refused(&error))? {
-        (APPLICATION_ID, version, _) if version > VERSION => Err(place.unusable(format!(
-            "was written by a later version of the gateway (its schema is {version}, the latest known here {VERSION}); \
-             run that version or a later one"
-        ))),
-        (APPLICATION_ID, version, _) if version > 0 => Ok(version),
-        (0, 0, true) => Ok(0),
-        _ => Err(place.not_a_ledger("it is the SQLite database of something else")),
+        Ok(Self {
+            application_id: application_id(db)?,
+            user_version: user_version(db)?,
+            is_empty: objects == 0,
+        })
+    }
+
+    /// The version of the ledger, 0 for an empty file.
+    pub(super) fn version(&self, place: &Place) -> Result<i64, Error> {
+        match (self.application_id, self.user_version, self.is_empty) {
+            (APPLICATION_ID, version, _) if version > VERSION => Err(place.unusable(format!(
+                "was written by a later version of the gateway (its schema is {version}, the latest known here \
+                 {VERSION}); run that version or a later one"
+            ))),
+            (APPLICATION_ID, version, _) if version > 0 => Ok(version),
+            (0, 0, true) => Ok(0),
+            _ => Err(place.not_a_ledger("it is the SQLite database of something else")),
+        }
     }
 }
 
