@@ -10,7 +10,7 @@ use std::{
 
 use rusqlite::{Connection, OpenFlags, ffi};
 
-use super::schema;
+use super::{identity::Identity, schema};
 use crate::ledger::Error;
 
 /// How long a transaction waits for a program that holds the database, such as an operator's shell.
@@ -18,6 +18,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The first bytes of every SQLite database: <https://www.sqlite.org/fileformat2.html#magic_header_string>.
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+
+/// Those of a WAL: <https://www.sqlite.org/fileformat2.html#walformat>.
+const WAL_MAGIC: [[u8; 4]; 2] = [[0x37, 0x7f, 0x06, 0x82], [0x37, 0x7f, 0x06, 0x83]];
 
 const SETTINGS: &str = "
     -- An acknowledged commit survives a loss of power; in WAL mode that is FULL, not the default NORMAL of some builds.
@@ -81,10 +84,7 @@ impl Place {
         use rusqlite::ErrorCode;
         match error.sqlite_error_code() {
             Some(ErrorCode::NotADatabase) => self.not_a_ledger("it is no SQLite database"),
-            Some(ErrorCode::DatabaseCorrupt) => self.unusable(format!(
-                "is damaged ({}); restore it from a backup, or recover it with `sqlite3 FILE .recover`",
-                describe(error)
-            )),
+            Some(ErrorCode::DatabaseCorrupt) => self.damaged(&describe(error)),
             Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => {
                 self.unusable(format!("can't be opened for writing: {}", describe(error)))
             }
@@ -92,9 +92,17 @@ impl Place {
         }
     }
 
+    fn damaged(&self, why: &str) -> Error {
+        self.unusable(format!(
+            "is damaged: {why}. It was left as it is; `surveylab-gateway ledger check --ledger sqlite:{}` tells more. \
+             Restore it from a backup",
+            self.given.display()
+        ))
+    }
+
     pub(super) fn not_a_ledger(&self, why: &str) -> Error {
         self.unusable(format!(
-            "is not a ledger: {why}. It was left as it is; give another path"
+            "is not a ledger: {why}. It was left as it is; give another path, or restore the ledger from a backup"
         ))
     }
 
@@ -128,32 +136,44 @@ impl Place {
         file.set_len(0)
             .and_then(|()| writeln!(file, "{}", process::id()))
             .map_err(failed)?;
-        Ok(Owner { _file: file })
+        let identity = Identity::of(&file.metadata().map_err(failed)?);
+        Ok(Owner { _file: file, identity })
     }
 
     /// Makes the file if there is none, readable by its owner alone; SQLite gives the files beside it the same mode.
-    /// Says whether the file that is there can be a database.
-    pub(super) fn prepare(&self) -> Result<(), Error> {
+    /// Says which file it is, if it can be a database.
+    pub(super) fn prepare(&self) -> Result<Identity, Error> {
+        self.look_at_wal()?;
         let opened = private(OpenOptions::new().read(true).write(true).create(true).truncate(false)).open(&self.real);
         let mut file = opened.map_err(|error| self.unusable(format!("can't be opened for writing: {error}")))?;
-        let mut head = Vec::with_capacity(MAGIC.len());
-        let length = Read::by_ref(&mut file)
-            .take(MAGIC.len() as u64)
-            .read_to_end(&mut head)
-            .map_err(|error| self.unusable(format!("can't be read: {error}")))?;
-        if length == 0 {
-            // SQLite would delete the WAL as a stale one, and with it what it holds.
-            let wal = self.beside("-wal");
-            return match fs::metadata(&wal) {
-                Ok(wal_file) if wal_file.len() > 0 => Err(self.unusable(format!(
-                    "is empty, but {} is not: restore the one, or move the other away",
-                    wal.display()
-                ))),
-                _ => Ok(()),
-            };
-        }
-        if head != MAGIC {
+        let unread = |error: io::Error| self.unusable(format!("can't be read: {error}"));
+        let head = head(&mut file).map_err(unread)?;
+        if !head.is_empty() && head != MAGIC {
             return Err(self.not_a_ledger("it is no SQLite database"));
+        }
+        Ok(Identity::of(&file.metadata().map_err(unread)?))
+    }
+
+    /// Fails if SQLite would throw away what the WAL holds: without a word it takes one that begins with something else
+    /// for an empty one, and one without its database for a stale one.
+    fn look_at_wal(&self) -> Result<(), Error> {
+        let wal = self.beside("-wal");
+        let head = match File::open(&wal).and_then(|mut file| head(&mut file)) {
+            Ok(head) if head.is_empty() => return Ok(()),
+            Ok(head) => head,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(self.unusable(format!("can't be opened: {}: {error}", wal.display()))),
+        };
+        if fs::metadata(&self.real).map_or(0, |file| file.len()) == 0 {
+            return Err(self.unusable(format!(
+                "is missing or empty, but {} is not: restore the one, or move the other away",
+                wal.display()
+            )));
+        }
+        // A crash may leave zeros where nothing was written yet, and nothing acknowledged.
+        let begun = head.iter().any(|byte| *byte != 0);
+        if begun && !WAL_MAGIC.iter().any(|magic| head.starts_with(magic)) {
+            return Err(self.damaged(&format!("{} is no write-ahead log", wal.display())));
         }
         Ok(())
     }
@@ -176,7 +196,8 @@ impl Place {
         Ok(db)
     }
 
-    fn beside(&self, suffix: &str) -> PathBuf {
+    /// A file beside the ledger, or with no suffix its own.
+    pub(super) fn beside(&self, suffix: &str) -> PathBuf {
         let mut name = self.real.clone().into_os_string();
         name.push(suffix);
         name.into()
@@ -187,6 +208,7 @@ impl Place {
 /// opened it would own a name that is gone, and the next one would make itself a second owner.
 pub(super) struct Owner {
     _file: File,
+    pub identity: Identity,
 }
 
 pub(super) fn configure(db: &Connection) -> rusqlite::Result<()> {
@@ -202,6 +224,13 @@ pub(super) fn describe(error: &rusqlite::Error) -> String {
         }
         None => "the database holds what it should not".into(),
     }
+}
+
+/// As many of a file's first bytes as tell what it is.
+fn head(file: &mut File) -> io::Result<Vec<u8>> {
+    let mut head = Vec::with_capacity(MAGIC.len());
+    file.take(MAGIC.len() as u64).read_to_end(&mut head)?;
+    Ok(head)
 }
 
 #[cfg(unix)]

@@ -7,7 +7,7 @@
 //!
 //! The file must be on a local disk: its lock, and the WAL's shared memory, don't work across a network.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use futures_util::future::{BoxFuture, FutureExt};
 
@@ -18,6 +18,7 @@ use crate::{
 };
 
 mod file;
+mod identity;
 mod read;
 mod schema;
 #[cfg(test)]
@@ -26,7 +27,8 @@ mod worker;
 mod write;
 
 use file::Place;
-use worker::{Role, Worker};
+use identity::Files;
+use worker::{Cause, Role, Worker};
 
 /// The most operations that share a transaction. More would make the first of them wait for the last.
 const MAX_BATCH: usize = 1_024;
@@ -53,19 +55,25 @@ impl Sqlite {
     pub fn open(path: &Path, clock: &Clock) -> Result<Self, Error> {
         let place = Place::find(path)?;
         let owner = place.lock()?;
-        place.prepare()?;
+        let database = place.prepare()?;
         let writing = schema::open(&place, clock.timestamp())?;
-        let connect = || place.connect().map_err(|error| place.refused(&error));
+        let refused = |cause| match cause {
+            Cause::Sqlite(error) => place.refused(&error),
+            Cause::Gone(_) | Cause::Panic => Error::Unavailable(format!("{}: {cause}", path.display())),
+        };
+        let files = Files::watch(place.clone(), database, owner.identity).map_err(|gone| refused(gone.into()))?;
+        let files = Arc::new(files);
+        let connect = || files.connect().map_err(refused);
         let (reading, listing) = (connect()?, connect()?);
 
         let failed = |error| Error::Unavailable(format!("{}: no thread for it: {error}", path.display()));
         let role = |name, begin, max_batch| Role { name, begin, max_batch };
-        let lister = Worker::spawn(role("ledger-list", "BEGIN", 1), place.clone(), listing, ()).map_err(failed)?;
+        let lister = Worker::spawn(role("ledger-list", "BEGIN", 1), files.clone(), listing, ()).map_err(failed)?;
         let reader =
-            Worker::spawn(role("ledger-read", "BEGIN", MAX_BATCH), place.clone(), reading, ()).map_err(failed)?;
+            Worker::spawn(role("ledger-read", "BEGIN", MAX_BATCH), files.clone(), reading, ()).map_err(failed)?;
         // Takes the write lock at once: a transaction that read first could find that it may no more write.
         let role = role("ledger-write", "BEGIN IMMEDIATE", MAX_BATCH);
-        let writer = Worker::spawn(role, place, writing, owner).map_err(failed)?;
+        let writer = Worker::spawn(role, files, writing, owner).map_err(failed)?;
         Ok(Self { lister, reader, writer })
     }
 }
@@ -99,11 +107,9 @@ impl Ledger for Sqlite {
 
     fn check(&self) -> BoxFuture<'_, Result<(), Error>> {
         async {
-            // Without traffic nothing else would find out that a thread works again. The way of a request begins with a
-            // look-up, so both count.
-            if !self.reader.is_healthy() {
-                self.reader.ask(read::Probe).await?;
-            }
+            // Without traffic nothing else would find out that the files are gone, or that a thread works again. The way
+            // of a request begins with a look-up, so both threads count.
+            self.reader.ask(read::Probe).await?;
             if !self.writer.is_healthy() {
                 self.writer.ask(write::Probe).await?;
             }
@@ -114,6 +120,8 @@ impl Ledger for Sqlite {
 
     fn close(&self) -> BoxFuture<'_, ()> {
         async {
+            // The last moment to say that the files are gone: with the process ends what it still has open.
+            let _logged = self.reader.ask(read::Probe).await;
             self.lister.stop().await;
             self.reader.stop().await;
             self.writer.stop().await;
