@@ -11,8 +11,9 @@
 
 mod endpoint;
 mod failure;
+mod resolve;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use reqwest::{Response, Url, header::RETRY_AFTER, redirect, retry};
@@ -178,6 +179,7 @@ fn client(config: &HttpConfig) -> Result<reqwest::Client, Error> {
         .no_zstd()
         .no_deflate()
         .tcp_nodelay(true)
+        .dns_resolver(Arc::new(resolve::Resolver))
         .pool_idle_timeout(IDLE_TIMEOUT)
         .pool_max_idle_per_host(config.max_in_flight)
         .connect_timeout(config.connect_timeout.min(config.upstream_timeout / 2))

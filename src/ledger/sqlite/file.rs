@@ -79,6 +79,16 @@ impl Place {
         Error::Unusable(format!("the ledger {} {what}", self.given.display()))
     }
 
+    /// What a failure of the file system while opening means: another path may help, or space.
+    fn failed(&self, what: &str, error: &io::Error) -> Error {
+        match error.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+                Error::Unavailable(format!("{} {what}: {error}", self.given.display()))
+            }
+            _ => self.unusable(format!("{what}: {error}")),
+        }
+    }
+
     /// What a failure of SQLite while opening means.
     pub(super) fn refused(&self, error: &rusqlite::Error) -> Error {
         use rusqlite::ErrorCode;
@@ -86,7 +96,10 @@ impl Place {
             Some(ErrorCode::NotADatabase) => self.not_a_ledger("it is no SQLite database"),
             Some(ErrorCode::DatabaseCorrupt) => self.damaged(&describe(error)),
             Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => {
-                self.unusable(format!("can't be opened for writing: {}", describe(error)))
+                let why = describe(error);
+                self.unusable(format!(
+                    "can't be opened for writing, or its -wal and -shm beside it: {why}"
+                ))
             }
             _ => Error::Unavailable(format!("{}: {}", self.given.display(), describe(error))),
         }
@@ -109,7 +122,7 @@ impl Place {
     /// Takes the ledger for this process. Must come before anything else is done to its files.
     pub(super) fn lock(&self) -> Result<Owner, Error> {
         let path = self.beside(".lock");
-        let failed = |error: io::Error| self.unusable(format!("can't be locked: {}: {error}", path.display()));
+        let failed = |error: io::Error| self.failed(&format!("can't be locked: {}", path.display()), &error);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         let mut file = private(&mut options).open(&path).map_err(failed)?;
@@ -145,8 +158,8 @@ impl Place {
     pub(super) fn prepare(&self) -> Result<Identity, Error> {
         self.look_at_wal()?;
         let opened = private(OpenOptions::new().read(true).write(true).create(true).truncate(false)).open(&self.real);
-        let mut file = opened.map_err(|error| self.unusable(format!("can't be opened for writing: {error}")))?;
-        let unread = |error: io::Error| self.unusable(format!("can't be read: {error}"));
+        let mut file = opened.map_err(|error| self.failed("can't be opened for writing", &error))?;
+        let unread = |error: io::Error| self.failed("can't be read", &error);
         let head = head(&mut file).map_err(unread)?;
         if !head.is_empty() && head != MAGIC {
             return Err(self.not_a_ledger("it is no SQLite database"));
@@ -162,7 +175,7 @@ impl Place {
             Ok(head) if head.is_empty() => return Ok(()),
             Ok(head) => head,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(self.unusable(format!("can't be opened: {}: {error}", wal.display()))),
+            Err(error) => return Err(self.failed(&format!("can't be opened: {}", wal.display()), &error)),
         };
         if fs::metadata(&self.real).map_or(0, |file| file.len()) == 0 {
             return Err(self.unusable(format!(
