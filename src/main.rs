@@ -1,4 +1,4 @@
-use std::{env, ffi::OsStr};
+use std::{env, ffi::OsStr, io, panic, process};
 
 use clap::{CommandFactory as _, Parser as _};
 use surveylab_gateway::{
@@ -7,6 +7,7 @@ use surveylab_gateway::{
     config::{Config, ServeArgs},
     metrics, shutdown, telemetry,
 };
+use tokio::runtime::{Builder, Runtime};
 
 fn main() -> Exit {
     let cli = match Cli::try_parse() {
@@ -20,8 +21,7 @@ fn main() -> Exit {
             None => error.exit(),
         },
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    match runtime {
+    match runtime() {
         Ok(runtime) => {
             let exit = runtime.block_on(run(cli.command));
             // Does not wait for a name that is still being resolved.
@@ -30,6 +30,18 @@ fn main() -> Exit {
         }
         Err(error) => fail(Exit::TryAgain, &format!("can't start: {error}")),
     }
+}
+
+/// tokio panics where it can't have its threads, and while that unwinds waits for ever for those it has.
+fn runtime() -> io::Result<Runtime> {
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(|panic| {
+        let why = panic.payload_as_str().unwrap_or("no runtime");
+        process::exit(fail(Exit::TryAgain, &format!("can't start: {why}")) as i32);
+    }));
+    let runtime = Builder::new_multi_thread().enable_all().build();
+    panic::set_hook(hook);
+    runtime
 }
 
 async fn run(command: Command) -> Exit {

@@ -7,12 +7,16 @@
 //!   served before. hyper gives back only what its connection task never took from the queue (`client/dispatch.rs`
 //!   `Envelope::drop`, `Sender::try_send`; `proto/h1/dispatch.rs` `Client::recv_msg`), so not a byte of it was
 //!   written. Once it is taken, every failure is final (`message: None`).
+//! - No connection serves twice. HTTP/1 ties an answer to its request by nothing but their order on the connection:
+//!   one answer too many, such as of a proxy, would be taken for the next key's. And a request that meets the closing of
+//!   an idle connection would be in doubt. Either costs a person's time; a handshake costs milliseconds.
 //! - HTTP/2, whose refused streams could be sent again, is neither offered nor spoken.
 
 mod endpoint;
 mod failure;
+mod resolve;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use reqwest::{Response, Url, header::RETRY_AFTER, redirect, retry};
@@ -31,9 +35,6 @@ use crate::{
 };
 
 const USER_AGENT: &str = concat!("surveylab-gateway/", env!("CARGO_PKG_VERSION"));
-/// Below the 5 s after which common servers close an idle connection (Apache's `KeepAliveTimeout`, Node's
-/// `keepAliveTimeout`): a request that meets the closing is in doubt.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 const LINE_END: &str = " HTTP/1.1";
 
 /// What `HttpSurveyLab` needs.
@@ -46,8 +47,6 @@ pub struct HttpConfig {
     /// Of name, TCP and TLS together. At most half the upstream timeout is used of it: were the whole to run out
     /// first, it would not tell whether a connection had been made, and what could be tried again would be in doubt.
     pub connect_timeout: Duration,
-    /// How many requests there are at once: so many connections are kept for the next ones.
-    pub max_in_flight: usize,
     pub clock: Clock,
 }
 
@@ -130,8 +129,7 @@ impl HttpSurveyLab {
             http_status,
             retry_after: response.headers().get(RETRY_AFTER).map(|value| value.as_bytes()),
         };
-        // A body that decides nothing is not waited for: hyper keeps the connection if the body is there already
-        // (`Conn::poll_drain_or_close_read`), and closes it if not.
+        // A body that decides nothing is not waited for.
         if let Some(answer) = answer::by_status(&head, self.clock.wall()) {
             return answer;
         }
@@ -183,8 +181,9 @@ fn client(config: &HttpConfig) -> Result<reqwest::Client, Error> {
         .no_zstd()
         .no_deflate()
         .tcp_nodelay(true)
-        .pool_idle_timeout(IDLE_TIMEOUT)
-        .pool_max_idle_per_host(config.max_in_flight)
+        .dns_resolver(Arc::new(resolve::Resolver))
+        // None is kept: see above.
+        .pool_max_idle_per_host(0)
         .connect_timeout(config.connect_timeout.min(config.upstream_timeout / 2))
         .timeout(config.upstream_timeout);
     if !config.url.is_https() {

@@ -396,3 +396,125 @@ async fn a_directory_that_is_missing_is_named() {
     let (code, stderr) = serve_over(directory.path()).await;
     assert_names_ledger(code, &stderr, directory.path());
 }
+
+/// A ledger with some keys, closed: its bytes.
+async fn a_ledger() -> Vec<u8> {
+    let sandbox = surveylab().await;
+    let gateway = Gateway::start(&sandbox).await;
+    let client = gateway.client().await;
+    for i in 0..20 {
+        assert_eq!(added(&client, request(&format!("k{i}"))).await, Outcome::Added);
+    }
+    gateway.signal("TERM");
+    let (gateway, _) = soon(gateway.once_ended()).await;
+    fs::read(gateway.path("surveylab-gateway.db")).unwrap()
+}
+
+#[tokio::test]
+async fn a_ledger_that_is_damaged_or_not_this_versions_is_named_with_a_way_out_and_left_as_it_is() {
+    let whole = a_ledger().await;
+    let with = |at: usize, bytes: &[u8]| {
+        let mut changed = whole.clone();
+        changed[at..at + bytes.len()].copy_from_slice(bytes);
+        changed
+    };
+    let none = || None;
+    let garbage = || Some(b"no write-ahead log".repeat(1_000));
+    // The header's fields: https://www.sqlite.org/fileformat2.html#the_database_header
+    // The file's bytes, those of a WAL beside it, and what is said of them.
+    type Case = (Vec<u8>, Option<Vec<u8>>, &'static str);
+    let cases: [Case; 9] = [
+        (with(0, b"SQLite fromage 3"), none(), "restore the ledger from a backup"),
+        (with(16, &[0, 3]), none(), "restore the ledger from a backup"),
+        (with(100, &[0xa5; 1_000]), none(), "Restore it from a backup"),
+        (
+            with(4_096, &vec![0xa5; whole.len() - 4_096]),
+            none(),
+            "Restore it from a backup",
+        ),
+        (whole[..whole.len() / 2].to_vec(), none(), "Restore it from a backup"),
+        (whole.clone(), garbage(), "is no write-ahead log"),
+        (Vec::new(), garbage(), "restore the one"),
+        (
+            with(60, &99_u32.to_be_bytes()),
+            none(),
+            "run that version or a later one",
+        ),
+        (with(68, b"GPKG"), none(), "is not a ledger"),
+    ];
+    for (bytes, wal, why) in cases {
+        let directory = tempfile::tempdir().unwrap();
+        let ledger = directory.path().join("ledger.db");
+        let beside = directory.path().join("ledger.db-wal");
+        fs::write(&ledger, &bytes).unwrap();
+        if let Some(wal) = &wal {
+            fs::write(&beside, wal).unwrap();
+        }
+        let (code, stderr) = serve_over(&ledger).await;
+        assert_names_ledger(code, &stderr, &ledger);
+        assert!(stderr.contains(why), "{why}: {stderr}");
+        assert_eq!(fs::read(&ledger).unwrap(), bytes, "{why}");
+        assert_eq!(fs::read(&beside).ok(), wal, "{why}");
+    }
+}
+
+#[tokio::test]
+async fn a_wal_or_its_index_that_cannot_be_made_is_named() {
+    for suffix in ["-wal", "-shm"] {
+        let directory = tempfile::tempdir().unwrap();
+        let ledger = directory.path().join("ledger.db");
+        fs::create_dir(directory.path().join(format!("ledger.db{suffix}"))).unwrap();
+        let (code, stderr) = serve_over(&ledger).await;
+        assert_names_ledger(code, &stderr, &ledger);
+        assert!(stderr.contains("-wal"), "{stderr}");
+    }
+}
+
+/// A full disk is nothing that another setting mends.
+fn assert_no_space(code: Option<i32>, stderr: &str, ledger: &Path) {
+    assert_eq!(code, Some(1), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert!(
+        stderr.contains("--ledger") && stderr.contains(&*ledger.to_string_lossy()),
+        "{stderr}"
+    );
+}
+
+#[tokio::test]
+async fn a_start_on_a_full_disk_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(directory.path().join("disk")) else {
+        return;
+    };
+    let filler = disk.0.join("filler");
+    // From nothing at all to nearly what a new ledger needs.
+    for free in [0, 4, 16, 40] {
+        let ledger = disk.0.join(format!("{free}.db"));
+        fs::write(&filler, vec![0; (1024 - free) * 1024]).unwrap();
+        let (code, stderr) = serve_over(&ledger).await;
+        assert_no_space(code, &stderr, &ledger);
+        for suffix in ["", "-wal", "-shm", ".lock"] {
+            let _ = fs::remove_file(disk.0.join(format!("{free}.db{suffix}")));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_start_without_room_for_files_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    for kilobytes in [0, 4, 16] {
+        let ledger = directory.path().join(format!("{kilobytes}.db"));
+        let limited = format!("ulimit -f {kilobytes}; exec \"$@\"");
+        let mut command = Command::new("bash");
+        command
+            .args(["-c", &limited, "-", BINARY, "serve", "--sandbox"])
+            .args(["--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"])
+            .arg(format!("--ledger=sqlite:{}", ledger.display()))
+            .env_clear()
+            .env("RUST_LOG", "off");
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap());
+        let output = soon(output).await.unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_no_space(output.status.code(), &stderr, &ledger);
+    }
+}

@@ -10,7 +10,7 @@ use std::{
 
 use rusqlite::{Connection, OpenFlags, ffi};
 
-use super::schema;
+use super::{identity::Identity, schema};
 use crate::ledger::Error;
 
 /// How long a transaction waits for a program that holds the database, such as an operator's shell.
@@ -18,6 +18,9 @@ pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The first bytes of every SQLite database: <https://www.sqlite.org/fileformat2.html#magic_header_string>.
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+
+/// Those of a WAL: <https://www.sqlite.org/fileformat2.html#walformat>.
+const WAL_MAGIC: [[u8; 4]; 2] = [[0x37, 0x7f, 0x06, 0x82], [0x37, 0x7f, 0x06, 0x83]];
 
 const SETTINGS: &str = "
     -- An acknowledged commit survives a loss of power; in WAL mode that is FULL, not the default NORMAL of some builds.
@@ -76,32 +79,50 @@ impl Place {
         Error::Unusable(format!("the ledger {} {what}", self.given.display()))
     }
 
+    /// What a failure of the file system while opening means: another path may help, or space.
+    fn failed(&self, what: &str, error: &io::Error) -> Error {
+        match error.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+                Error::Unavailable(format!("{} {what}: {error}", self.given.display()))
+            }
+            _ => self.unusable(format!("{what}: {error}")),
+        }
+    }
+
     /// What a failure of SQLite while opening means.
     pub(super) fn refused(&self, error: &rusqlite::Error) -> Error {
         use rusqlite::ErrorCode;
         match error.sqlite_error_code() {
             Some(ErrorCode::NotADatabase) => self.not_a_ledger("it is no SQLite database"),
-            Some(ErrorCode::DatabaseCorrupt) => self.unusable(format!(
-                "is damaged ({}); restore it from a backup, or recover it with `sqlite3 FILE .recover`",
-                describe(error)
-            )),
+            Some(ErrorCode::DatabaseCorrupt) => self.damaged(&describe(error)),
             Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => {
-                self.unusable(format!("can't be opened for writing: {}", describe(error)))
+                let why = describe(error);
+                self.unusable(format!(
+                    "can't be opened for writing, or its -wal and -shm beside it: {why}"
+                ))
             }
             _ => Error::Unavailable(format!("{}: {}", self.given.display(), describe(error))),
         }
     }
 
+    fn damaged(&self, why: &str) -> Error {
+        self.unusable(format!(
+            "is damaged: {why}. It was left as it is; `surveylab-gateway ledger check --ledger sqlite:{}` tells more. \
+             Restore it from a backup",
+            self.given.display()
+        ))
+    }
+
     pub(super) fn not_a_ledger(&self, why: &str) -> Error {
         self.unusable(format!(
-            "is not a ledger: {why}. It was left as it is; give another path"
+            "is not a ledger: {why}. It was left as it is; give another path, or restore the ledger from a backup"
         ))
     }
 
     /// Takes the ledger for this process. Must come before anything else is done to its files.
     pub(super) fn lock(&self) -> Result<Owner, Error> {
         let path = self.beside(".lock");
-        let failed = |error: io::Error| self.unusable(format!("can't be locked: {}: {error}", path.display()));
+        let failed = |error: io::Error| self.failed(&format!("can't be locked: {}", path.display()), &error);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         let mut file = private(&mut options).open(&path).map_err(failed)?;
@@ -123,7 +144,8 @@ impl Place {
         file.set_len(0)
             .and_then(|()| writeln!(file, "{}", process::id()))
             .map_err(failed)?;
-        Ok(Owner { _file: file })
+        let identity = Identity::of(&file.metadata().map_err(failed)?);
+        Ok(Owner { _file: file, identity })
     }
 
     /// When the database or its WAL was last written; `None` if there is nothing in them.
@@ -149,30 +171,40 @@ impl Place {
     }
 
     /// Makes the file if there is none, readable by its owner alone; SQLite gives the files beside it the same mode.
-    /// Says whether the file that is there can be a database.
-    pub(super) fn prepare(&self) -> Result<(), Error> {
+    /// Says which file it is, if it can be a database.
+    pub(super) fn prepare(&self) -> Result<Identity, Error> {
+        self.look_at_wal()?;
         let opened = private(OpenOptions::new().read(true).write(true).create(true).truncate(false)).open(&self.real);
-        let mut file = opened.map_err(|error| self.unusable(format!("can't be opened for writing: {error}")))?;
-        let mut head = Vec::with_capacity(MAGIC.len());
-        let length = Read::by_ref(&mut file)
-            .take(MAGIC.len() as u64)
-            .read_to_end(&mut head)
-            .map_err(|error| self.unusable(format!("can't be read: {error}")))?;
-        if length == 0 {
-            // SQLite would delete the WAL as a stale one, and with it what it holds.
-            let wal = self.beside("-wal");
-            if !holds_anything(&wal) {
-                return Ok(());
-            }
+        let mut file = opened.map_err(|error| self.failed("can't be opened for writing", &error))?;
+        let unread = |error: io::Error| self.failed("can't be read", &error);
+        let head = head(&mut file).map_err(unread)?;
+        // SQLite's first write to the file was cut short by a loss of power: with the journal it takes it back.
+        let is_first_write = is_cut_short(&head, MAGIC) && holds_anything(&self.beside("-journal"));
+        if !head.is_empty() && head != MAGIC && !is_first_write {
+            return Err(self.not_a_ledger("it is no SQLite database"));
+        }
+        Ok(Identity::of(&file.metadata().map_err(unread)?))
+    }
+
+    /// Fails if SQLite would throw away what the WAL holds: without a word it takes one that begins with something else
+    /// for an empty one, and one without its database for a stale one.
+    fn look_at_wal(&self) -> Result<(), Error> {
+        let wal = self.beside("-wal");
+        let head = match File::open(&wal).and_then(|mut file| head(&mut file)) {
+            Ok(head) if head.is_empty() => return Ok(()),
+            Ok(head) => head,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(self.failed(&format!("can't be opened: {}", wal.display()), &error)),
+        };
+        if fs::metadata(&self.real).map_or(0, |file| file.len()) == 0 {
             return Err(self.unusable(format!(
-                "is empty, but {} is not: restore the one, or move the other away",
+                "is missing or empty, but {} is not: restore the one, or move the other away",
                 wal.display()
             )));
         }
-        // SQLite's first write to the file was cut short by a loss of power: with the journal it takes it back.
-        let is_first_write = is_cut_short(&head) && holds_anything(&self.beside("-journal"));
-        if head != MAGIC && !is_first_write {
-            return Err(self.not_a_ledger("it is no SQLite database"));
+        // One cut short holds nothing that was acknowledged.
+        if !WAL_MAGIC.iter().any(|magic| is_cut_short(&head, magic)) {
+            return Err(self.damaged(&format!("{} is no write-ahead log", wal.display())));
         }
         Ok(())
     }
@@ -195,6 +227,7 @@ impl Place {
         Ok(db)
     }
 
+    /// A file beside the ledger, or with no suffix its own.
     pub(super) fn beside(&self, suffix: &str) -> PathBuf {
         let mut name = self.real.clone().into_os_string();
         name.push(suffix);
@@ -206,16 +239,18 @@ fn holds_anything(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|file| file.len() > 0)
 }
 
-/// Whether a file's first bytes are those of an SQLite database up to some place, and zeros from there on.
-fn is_cut_short(head: &[u8]) -> bool {
-    let written = head.iter().zip(MAGIC).take_while(|(is, whole)| is == whole).count();
-    head[written..].iter().all(|byte| *byte == 0)
+/// Whether a file's first bytes are `whole` up to some place, and zeros from there on: what a loss of power, or a kill
+/// within the write, leaves of them.
+fn is_cut_short(head: &[u8], whole: &[u8]) -> bool {
+    let written = head.iter().zip(whole).take_while(|(is, whole)| is == whole).count();
+    written == whole.len() || head[written..].iter().all(|byte| *byte == 0)
 }
 
 /// Holds the lock file; dropping it gives the ledger free. The file stays: were it deleted, a process that had just
 /// opened it would own a name that is gone, and the next one would make itself a second owner.
 pub(super) struct Owner {
     _file: File,
+    pub identity: Identity,
 }
 
 /// Whether a gateway owns a ledger.
@@ -264,6 +299,13 @@ pub(super) fn describe(error: &rusqlite::Error) -> String {
         }
         None => "the database holds what it should not".into(),
     }
+}
+
+/// As many of a file's first bytes as tell what it is.
+fn head(file: &mut File) -> io::Result<Vec<u8>> {
+    let mut head = Vec::with_capacity(MAGIC.len());
+    file.take(MAGIC.len() as u64).read_to_end(&mut head)?;
+    Ok(head)
 }
 
 #[cfg(unix)]

@@ -7,7 +7,7 @@
 //!
 //! The file must be on a local disk: its lock, and the WAL's shared memory, don't work across a network.
 
-use std::{path::Path, time::SystemTime};
+use std::{path::Path, sync::Arc, time::SystemTime};
 
 use futures_util::future::{BoxFuture, FutureExt};
 
@@ -18,6 +18,7 @@ use crate::{
 };
 
 mod file;
+mod identity;
 pub mod maintenance;
 mod read;
 mod schema;
@@ -27,7 +28,8 @@ mod worker;
 mod write;
 
 use file::Place;
-use worker::{Role, Worker};
+use identity::Files;
+use worker::{Cause, Role, Worker};
 
 /// The most operations that share a transaction. More would make the first of them wait for the last.
 const MAX_BATCH: usize = 1_024;
@@ -56,9 +58,15 @@ impl Sqlite {
         let place = Place::find(path)?;
         let owner = place.lock()?;
         let last_written = place.last_written();
-        place.prepare()?;
+        let database = place.prepare()?;
         let writing = schema::open(&place, clock.timestamp())?;
-        let connect = || place.connect().map_err(|error| place.refused(&error));
+        let refused = |cause| match cause {
+            Cause::Sqlite(error) => place.refused(&error),
+            Cause::Gone(_) | Cause::Panic => Error::Unavailable(format!("{}: {cause}", path.display())),
+        };
+        let files = Files::watch(place.clone(), database, owner.identity).map_err(|gone| refused(gone.into()))?;
+        let files = Arc::new(files);
+        let connect = || files.connect().map_err(refused);
         let (reading, listing) = (connect()?, connect()?);
 
         let failed = |error| Error::Unavailable(format!("{}: no thread for it: {error}", path.display()));
@@ -68,8 +76,8 @@ impl Sqlite {
             max_batch,
             writes: false,
         };
-        let lister = Worker::spawn(read("ledger-list", 1), place.clone(), listing, ()).map_err(failed)?;
-        let reader = Worker::spawn(read("ledger-read", MAX_BATCH), place.clone(), reading, ()).map_err(failed)?;
+        let lister = Worker::spawn(read("ledger-list", 1), files.clone(), listing, ()).map_err(failed)?;
+        let reader = Worker::spawn(read("ledger-read", MAX_BATCH), files.clone(), reading, ()).map_err(failed)?;
         let write = Role {
             name: "ledger-write",
             // Takes the write lock at once: a transaction that read first could find that it may no more write.
@@ -77,7 +85,7 @@ impl Sqlite {
             max_batch: MAX_BATCH,
             writes: true,
         };
-        let writer = Worker::spawn(write, place, writing, owner).map_err(failed)?;
+        let writer = Worker::spawn(write, files, writing, owner).map_err(failed)?;
         Ok(Self {
             lister,
             reader,
@@ -121,11 +129,9 @@ impl Ledger for Sqlite {
 
     fn check(&self) -> BoxFuture<'_, Result<(), Error>> {
         async {
-            // Without traffic nothing else would find out that a thread works again. The way of a request begins with a
-            // look-up, so both count.
-            if !self.reader.is_healthy() {
-                self.reader.ask(read::Probe).await?;
-            }
+            // Without traffic nothing else would find out that the files are gone, or that a thread works again. The way
+            // of a request begins with a look-up, so both threads count.
+            self.reader.ask(read::Probe).await?;
             if !self.writer.is_healthy() {
                 self.writer.ask(write::Probe).await?;
             }
@@ -136,6 +142,8 @@ impl Ledger for Sqlite {
 
     fn close(&self) -> BoxFuture<'_, ()> {
         async {
+            // The last moment to say that the files are gone: with the process ends what it still has open.
+            let _logged = self.reader.ask(read::Probe).await;
             self.lister.stop().await;
             self.reader.stop().await;
             self.writer.stop().await;

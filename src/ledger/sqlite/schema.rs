@@ -1,6 +1,6 @@
 //! The tables, and the way from an empty or older file to them.
 
-use rusqlite::{Connection, TransactionBehavior, ffi};
+use rusqlite::{Connection, TransactionBehavior, config::DbConfig, ffi};
 
 use super::{file::Place, write};
 use crate::{
@@ -58,12 +58,36 @@ pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
 
 /// Opens the file as a ledger of the current version, with no claim of a dead process left in it.
 pub(super) fn open(place: &Place, now: Timestamp) -> Result<Connection, Error> {
-    let mut db = place.connect_raw().map_err(|error| place.refused(&error))?;
+    let refused = |error| place.refused(&error);
+    // A file that is refused stays as it is, and so does its WAL, which SQLite would work into it upon closing.
+    let has_wal = place.beside("-wal").exists();
+    let mut db = place.connect_raw().map_err(refused)?;
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, has_wal)
+        .map_err(refused)?;
     let mut version = recognize(&db, place)?;
+    if version == 0 {
+        tracing::warn!("there was no ledger: a new one is made, which knows nothing of what was sent before");
+    }
     migrate(&mut db, &mut version)
+        .and_then(|()| touch(&db))
         .and_then(|()| put_in_doubt(&mut db, now))
-        .map_err(|error| place.refused(&error))?;
+        .and_then(|()| db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false))
+        .map_err(refused)?;
     Ok(db)
+}
+
+/// Reads a row of each tree, so that damage at a root, which every key would meet, is met here. Damage further down
+/// shows only where it is read: to look at all of a large ledger takes minutes.
+fn touch(db: &Connection) -> rusqlite::Result<()> {
+    for tree in [
+        "SELECT crk FROM invitation LIMIT 1",
+        "SELECT crk FROM invitation INDEXED BY invitation_not_added WHERE state <> 2 LIMIT 1",
+        "SELECT crk FROM pending LIMIT 1",
+        "SELECT filler FROM probe LIMIT 1",
+    ] {
+        db.prepare(tree)?.query([])?.next()?;
+    }
+    Ok(())
 }
 
 /// The version of the ledger in the file, 0 for an empty file. Changes nothing before it knows.

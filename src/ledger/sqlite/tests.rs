@@ -1,3 +1,6 @@
+mod damage;
+mod gone;
+
 use std::{fs, path::PathBuf, time::SystemTime};
 
 use futures_util::future::join_all;
@@ -76,16 +79,6 @@ impl Operation for Sql {
 
 async fn sql(worker: &Worker, sql: impl Into<String>) -> Result<(), Error> {
     worker.ask(Sql(sql.into())).await
-}
-
-struct Panic;
-
-impl Operation for Panic {
-    type Answer = ();
-
-    fn run(&self, _: &Connection) -> Result<(), Fault> {
-        panic!("as the test wants it")
-    }
 }
 
 #[tokio::test]
@@ -337,23 +330,6 @@ async fn a_batch_that_failed_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn a_panic_leaves_no_caller_waiting() {
-    let fixture = Fixture::new();
-    let ledger = fixture.open();
-    let claim = a_claim(&key("1"), 1);
-    let (panicked, beside, after) = tokio::join!(ledger.writer.ask(Panic), ledger.claim(claim.clone()), async {
-        tokio::task::yield_now().await;
-        ledger.claim(claim.clone()).await
-    });
-    assert_unavailable(panicked);
-    assert_unavailable(beside);
-    assert_unavailable(after);
-    assert_unavailable(ledger.check().await);
-    ledger.close().await;
-    assert_eq!(fixture.open().look_up(&key("1")).await.expect("looks up"), None);
-}
-
-#[tokio::test]
 async fn a_check_finds_out_what_became_of_the_reader() {
     let fixture = Fixture::new();
     let ledger = fixture.open();
@@ -361,8 +337,10 @@ async fn a_check_finds_out_what_became_of_the_reader() {
     assert!(!ledger.reader.is_healthy());
     ledger.check().await.expect("works again");
     assert!(ledger.reader.is_healthy());
-    assert_unavailable(ledger.reader.ask(Panic).await);
-    assert_unavailable(ledger.check().await);
+    sql(&ledger.writer, "no SQL").await.expect_err("fails");
+    assert!(!ledger.writer.is_healthy());
+    ledger.check().await.expect("works again");
+    assert!(ledger.writer.is_healthy());
 }
 
 struct Pragma(&'static str);

@@ -4,7 +4,7 @@
 //! transaction, and its own hop to a thread when many are asked at once.
 
 use std::{
-    io, mem,
+    fmt, io, mem,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -13,10 +13,13 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode, ffi};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::file::{Place, describe};
+use super::{
+    file::describe,
+    identity::{Files, Gone},
+};
 use crate::{fail_point, ledger::Error};
 
 /// How many callers may have something waiting before further ones wait for a place.
@@ -24,7 +27,7 @@ const QUEUE: usize = 4_096;
 
 /// Why an operation did not succeed.
 pub(super) enum Fault {
-    /// SQLite failed: the batch can't be completed.
+    /// SQLite failed: the batch has to be rolled back.
     Batch(rusqlite::Error),
     /// A record makes no sense. Found before anything is written, so the rest of the batch goes on.
     Record,
@@ -103,15 +106,17 @@ pub(super) struct Worker {
 
 impl Worker {
     /// Starts the thread. It drops `owned` when it has ended its work and closed its connection.
-    pub(super) fn spawn(role: Role, place: Place, db: Connection, owned: impl Send + 'static) -> io::Result<Self> {
+    pub(super) fn spawn(role: Role, files: Arc<Files>, db: Connection, owned: impl Send + 'static) -> io::Result<Self> {
         let (queue, asked) = mpsc::channel(QUEUE);
         let (end, ended) = watch::channel(());
         let healthy = Arc::new(AtomicBool::new(true));
         let session = Session {
             role,
-            place,
+            files,
             db,
             suspect: false,
+            failed: false,
+            damage: String::new(),
             healthy: Arc::clone(&healthy),
         };
         let thread = thread::Builder::new().name(session.role.name.into()).spawn(move || {
@@ -168,7 +173,6 @@ impl Drop for Worker {
 fn serve(mut session: Session, mut asked: mpsc::Receiver<Message>) {
     let mut messages = Vec::new();
     let mut batch = Vec::new();
-    let mut alive = true;
     while asked.blocking_recv_many(&mut messages, session.role.max_batch) > 0 {
         for message in messages.drain(..) {
             match message {
@@ -176,66 +180,149 @@ fn serve(mut session: Session, mut asked: mpsc::Receiver<Message>) {
                 Message::Stop => asked.close(),
             }
         }
-        if alive && catch_unwind(AssertUnwindSafe(|| session.run(&mut batch))).is_err() {
-            tracing::error!(
-                thread = session.role.name,
-                "a thread of the ledger panicked and takes nothing any more"
-            );
-            session.healthy.store(false, Ordering::Release);
-            asked.close();
-            alive = false;
+        if catch_unwind(AssertUnwindSafe(|| session.run(&mut batch))).is_err() {
+            // Not in a step, of which `transact` takes care.
+            session.tell(&Cause::Panic, None);
+            session.suspect = true;
         }
         // After a panic this drops the answers' senders, so that no caller waits for ever.
         batch.clear();
     }
 }
 
+/// Why a batch did not succeed.
+#[derive(Debug)]
+pub(super) enum Cause {
+    Sqlite(rusqlite::Error),
+    Gone(Gone),
+    Panic,
+}
+
+impl From<rusqlite::Error> for Cause {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+impl From<Gone> for Cause {
+    fn from(gone: Gone) -> Self {
+        Self::Gone(gone)
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(error) => f.write_str(&describe(error)),
+            Self::Gone(gone) => gone.fmt(f),
+            Self::Panic => f.write_str("a step of it panicked"),
+        }
+    }
+}
+
+impl Cause {
+    /// Met by one step, while others may have nothing to do with it: a damaged page, a record that breaks the tables'
+    /// rules. What is wrong with the disk or the connection as a whole is not.
+    fn is_of_one_step(&self) -> bool {
+        let error = match self {
+            Self::Sqlite(error) => error,
+            Self::Gone(_) => return false,
+            Self::Panic => return true,
+        };
+        match error.sqlite_error() {
+            // The database holds what a statement can't be used on.
+            None => true,
+            Some(failure) => match failure.code {
+                ErrorCode::DatabaseCorrupt | ErrorCode::ConstraintViolation => true,
+                ErrorCode::SystemIoFailure => matches!(
+                    failure.extended_code,
+                    ffi::SQLITE_IOERR_READ
+                        | ffi::SQLITE_IOERR_SHORT_READ
+                        | ffi::SQLITE_IOERR_DATA
+                        | ffi::SQLITE_IOERR_CORRUPTFS
+                ),
+                _ => false,
+            },
+        }
+    }
+}
+
+struct Failure {
+    cause: Cause,
+    /// The one step of the batch that failed, where the others can do without it.
+    step: Option<usize>,
+}
+
+impl<C: Into<Cause>> From<C> for Failure {
+    fn from(cause: C) -> Self {
+        Self {
+            cause: cause.into(),
+            step: None,
+        }
+    }
+}
+
 /// The thread's side of a worker.
 struct Session {
     role: Role,
-    place: Place,
+    files: Arc<Files>,
     db: Connection,
     /// The connection failed in a way that may last as long as it does.
     suspect: bool,
+    /// It was logged that batches fail.
+    failed: bool,
+    /// What was last logged of damage.
+    damage: String,
     healthy: Arc<AtomicBool>,
 }
 
 impl Session {
+    /// Answers every step of the batch.
     fn run(&mut self, batch: &mut Vec<Box<dyn Step>>) {
-        if batch.is_empty() {
-            return;
-        }
-        match self.transact(batch) {
-            Ok(()) => {
-                if !self.healthy.swap(true, Ordering::AcqRel) {
+        while !batch.is_empty() {
+            let Err(Failure { cause, step }) = self.transact(batch) else {
+                self.healthy.store(true, Ordering::Release);
+                if mem::take(&mut self.failed) {
                     tracing::info!(thread = self.role.name, "the ledger works again");
                 }
                 batch.drain(..).for_each(|step| step.answer());
-            }
-            Err(error) => {
-                self.roll_back(&error);
-                let why = describe(&error);
-                if self.healthy.swap(false, Ordering::AcqRel) {
-                    tracing::error!(thread = self.role.name, error = why, "the ledger failed");
-                }
-                batch.drain(..).for_each(|step| step.refuse(&why));
+                return;
+            };
+            self.roll_back(&cause);
+            self.tell(&cause, step);
+            let why = cause.to_string();
+            match step {
+                // The others go again without it: one damaged page must not starve all keys.
+                Some(step) => batch.remove(step).refuse(&why),
+                None => batch.drain(..).for_each(|step| step.refuse(&why)),
             }
         }
     }
 
-    fn transact(&mut self, batch: &mut [Box<dyn Step>]) -> rusqlite::Result<()> {
+    fn transact(&mut self, batch: &mut [Box<dyn Step>]) -> Result<(), Failure> {
         if self.suspect {
             // The old connection is closed after the new one is open. Were none open in between, SQLite would recover
             // the WAL and might find the transaction whose COMMIT failed: steps whose callers were told otherwise.
-            drop(mem::replace(&mut self.db, self.place.connect()?));
+            drop(mem::replace(&mut self.db, self.files.connect()?));
             self.suspect = false;
         }
         self.db.prepare_cached(self.role.begin)?.execute([])?;
-        for step in batch {
-            step.run(&self.db)?;
+        for (index, step) in batch.iter_mut().enumerate() {
+            let ran = catch_unwind(AssertUnwindSafe(|| step.run(&self.db)));
+            let cause = match ran {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => Cause::Sqlite(error),
+                Err(_) => Cause::Panic,
+            };
+            let step = cause.is_of_one_step().then_some(index);
+            return Err(Failure { cause, step });
         }
         self.fail_point(fail_point::Place::BeforeCommit);
+        // Before, so that nothing is done to a ledger that is gone; and again, so that nobody is told of a commit to it.
+        // Between the two a claim may be lost to its caller: it turns up in doubt if the files come back.
+        self.files.verify()?;
         self.db.prepare_cached("COMMIT")?.execute([])?;
+        self.files.verify()?;
         self.fail_point(fail_point::Place::AfterCommit);
         Ok(())
     }
@@ -246,14 +333,46 @@ impl Session {
         }
     }
 
-    fn roll_back(&mut self, cause: &rusqlite::Error) {
-        use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked, DiskFull};
+    fn roll_back(&mut self, cause: &Cause) {
+        use ErrorCode::{DatabaseBusy, DatabaseLocked, DiskFull};
         // SQLite ends the transaction by itself after some errors, and not after others.
         let rolled_back = self.db.is_autocommit() || self.db.execute_batch("ROLLBACK").is_ok();
-        let passing = matches!(
-            cause.sqlite_error_code(),
-            Some(DatabaseBusy | DatabaseLocked | DiskFull)
-        );
+        let passing = match cause {
+            Cause::Sqlite(error) => matches!(
+                error.sqlite_error_code(),
+                Some(DatabaseBusy | DatabaseLocked | DiskFull)
+            ),
+            // The connection has them open, wherever they are.
+            Cause::Gone(_) => true,
+            Cause::Panic => false,
+        };
         self.suspect |= !(rolled_back && passing);
+    }
+
+    /// Logs a failure, each kind once for as long as it lasts, and has the next check look again.
+    fn tell(&mut self, cause: &Cause, step: Option<usize>) {
+        self.healthy.store(false, Ordering::Release);
+        let thread = self.role.name;
+        let error = cause.to_string();
+        match cause {
+            // `Files` tells of it, for all threads at once.
+            Cause::Gone(_) => {}
+            Cause::Panic => tracing::error!(thread, "a step of the ledger panicked, and was undone"),
+            Cause::Sqlite(_) if step.is_some() => {
+                if self.damage != error {
+                    tracing::error!(
+                        thread,
+                        error,
+                        "a part of the ledger is damaged: the keys there are refused"
+                    );
+                    self.damage = error;
+                }
+            }
+            Cause::Sqlite(_) => {
+                if !mem::replace(&mut self.failed, true) {
+                    tracing::error!(thread, error, "the ledger failed");
+                }
+            }
+        }
     }
 }
