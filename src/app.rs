@@ -100,6 +100,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         token,
         upstream_timeout: args.upstream_timeout,
         connect_timeout: CONNECT_TIMEOUT,
+        max_in_flight: count(args.max_in_flight),
+        idle_timeout: args.upstream_idle_timeout,
         clock: clock.clone(),
     })?;
     // After all that can be wrong with a setting.

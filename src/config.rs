@@ -93,6 +93,11 @@ pub struct ServeArgs {
     #[arg(long, env = "GATEWAY_UPSTREAM_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub upstream_timeout: Duration,
 
+    /// How long a connection to SurveyLab may be idle before its next request; 0s: each request gets its own. A request that
+    /// meets SurveyLab's closing of an idle connection is in doubt; common servers close after 5 s or more.
+    #[arg(long, env = "GATEWAY_UPSTREAM_IDLE_TIMEOUT", value_name = "TIME", default_value = "4s", value_parser = duration_or_zero)]
+    pub upstream_idle_timeout: Duration,
+
     /// What a 500 of SurveyLab means: retry (not processed, as its page says) or hold (in doubt).
     #[arg(long, env = "GATEWAY_ON_SERVER_ERROR", value_enum, default_value = "retry")]
     pub on_server_error: OnServerError,
@@ -233,6 +238,14 @@ fn at_most<const MAX: u32>(text: &str) -> Result<NonZeroU32, String> {
         .ok()
         .filter(|count: &NonZeroU32| count.get() <= MAX)
         .ok_or_else(|| format!("expected a whole number from 1 to {MAX}"))
+}
+
+/// A time span as of [`duration`], or `0s`.
+fn duration_or_zero(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Ok(Duration::ZERO),
+        _ => duration(text),
+    }
 }
 
 /// A time span such as `30s`, `500ms` or `2m`; not zero, and not so long that adding it to a clock overflows.

@@ -273,6 +273,7 @@ pub fn url(invitation: Invitation) -> Result<Url, Violation> {
             upstream_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(5),
             max_in_flight: 1,
+            idle_timeout: Duration::from_secs(4),
             clock: Clock::system(),
         })
         .ok()

@@ -7,9 +7,9 @@
 //!   served before. hyper gives back only what its connection task never took from the queue (`client/dispatch.rs`
 //!   `Envelope::drop`, `Sender::try_send`; `proto/h1/dispatch.rs` `Client::recv_msg`), so not a byte of it was
 //!   written. Once it is taken, every failure is final (`message: None`).
-//! - No connection serves twice. HTTP/1 ties an answer to its request by nothing but their order on the connection:
-//!   one answer too many, such as of a proxy, would be taken for the next key's. And a request that meets the closing of
-//!   an idle connection would be in doubt. Either costs a person's time; a handshake costs milliseconds.
+//! - HTTP/1 ties an answer to its request by nothing but their order on the connection. hyper closes one on which
+//!   something comes unasked; an answer too many that comes only after the next request has gone out can't be told from
+//!   that one's by anybody who keeps connections. Who fronts SurveyLab with something that broken keeps none.
 //! - HTTP/2, whose refused streams could be sent again, is neither offered nor spoken.
 
 mod endpoint;
@@ -47,6 +47,10 @@ pub struct HttpConfig {
     /// Of name, TCP and TLS together. At most half the upstream timeout is used of it: were the whole to run out
     /// first, it would not tell whether a connection had been made, and what could be tried again would be in doubt.
     pub connect_timeout: Duration,
+    /// How many requests there are at once: so many connections are kept for the next ones.
+    pub max_in_flight: usize,
+    /// For how long one is kept. Zero: each request gets one of its own.
+    pub idle_timeout: Duration,
     pub clock: Clock,
 }
 
@@ -129,7 +133,8 @@ impl HttpSurveyLab {
             http_status,
             retry_after: response.headers().get(RETRY_AFTER).map(|value| value.as_bytes()),
         };
-        // A body that decides nothing is not waited for.
+        // A body that decides nothing is not waited for: hyper keeps the connection if the body is there already
+        // (`Conn::poll_drain_or_close_read`), and closes it if not.
         if let Some(answer) = answer::by_status(&head, self.clock.wall()) {
             return answer;
         }
@@ -182,8 +187,12 @@ fn client(config: &HttpConfig) -> Result<reqwest::Client, Error> {
         .no_deflate()
         .tcp_nodelay(true)
         .dns_resolver(Arc::new(resolve::Resolver))
-        // None is kept: see above.
-        .pool_max_idle_per_host(0)
+        .pool_idle_timeout(config.idle_timeout)
+        .pool_max_idle_per_host(if config.idle_timeout.is_zero() {
+            0
+        } else {
+            config.max_in_flight
+        })
         .connect_timeout(config.connect_timeout.min(config.upstream_timeout / 2))
         .timeout(config.upstream_timeout);
     if !config.url.is_https() {

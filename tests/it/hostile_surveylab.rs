@@ -334,6 +334,11 @@ fn assert_own(crk: &str, result: Result<surveylab_gateway::proto::AddRespondentR
     }
 }
 
+/// What can't be told apart on one connection needs connections of its own.
+fn no_connection_twice() -> Options {
+    options().flag("--upstream-idle-timeout", "0s")
+}
+
 const STALE: &str = "another one's";
 
 #[tokio::test]
@@ -374,7 +379,7 @@ async fn a_second_answer_on_an_idle_connection_is_nobodys() {
         }
     })
     .await;
-    let gateway = Gateway::in_front_of(&hostile.url(), options()).await;
+    let gateway = Gateway::in_front_of(&hostile.url(), no_connection_twice()).await;
     let client = gateway.client().await;
     for i in 0..200 {
         let crk = format!("k{i}");
@@ -398,7 +403,7 @@ async fn a_second_answer_that_races_the_next_request_is_nobodys() {
         }
     })
     .await;
-    let gateway = Gateway::in_front_of(&hostile.url(), options()).await;
+    let gateway = Gateway::in_front_of(&hostile.url(), no_connection_twice()).await;
     let client = gateway.client().await;
     for i in 0..50 {
         let crk = format!("k{i}");

@@ -13,7 +13,7 @@ use crate::support::{
 };
 
 /// Flag, environment variable, default and a wrong value of each setting.
-const SETTINGS: [(&str, &str, Option<&str>, &str); 17] = [
+const SETTINGS: [(&str, &str, Option<&str>, &str); 18] = [
     ("api-token-file", "SURVEYLAB_API_TOKEN_FILE", None, "/nowhere/token"),
     (
         "surveylab-url",
@@ -41,6 +41,12 @@ const SETTINGS: [(&str, &str, Option<&str>, &str); 17] = [
     ("max-wait", "GATEWAY_MAX_WAIT", Some("60s"), "60"),
     ("max-queue", "GATEWAY_MAX_QUEUE", Some("100000"), "10000001"),
     ("stream-window", "GATEWAY_STREAM_WINDOW", Some("256"), "0"),
+    (
+        "upstream-idle-timeout",
+        "GATEWAY_UPSTREAM_IDLE_TIMEOUT",
+        Some("4s"),
+        "soon",
+    ),
     ("upstream-timeout", "GATEWAY_UPSTREAM_TIMEOUT", Some("30s"), "0s"),
     ("on-server-error", "GATEWAY_ON_SERVER_ERROR", Some("retry"), "ignore"),
     ("drain-timeout", "GATEWAY_DRAIN_TIMEOUT", Some("25s"), "8days"),

@@ -28,6 +28,8 @@ fn config(url: &str, timeout: Duration) -> HttpConfig {
         token: TOKEN.into(),
         upstream_timeout: timeout,
         connect_timeout: timeout,
+        max_in_flight: 4,
+        idle_timeout: Duration::from_secs(4),
         clock: Clock::system(),
     }
 }
@@ -545,13 +547,12 @@ async fn a_redirect_is_not_followed() {
     }
 }
 
-// One connection each
+// Connections kept
 
-/// Also where the peer would keep it: the next request must not meet its closing, nor an answer too many.
 #[tokio::test]
-async fn no_connection_serves_twice() {
+async fn a_connection_serves_again_unless_the_peer_says_close() {
     const CLOSE: &[u8] = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 15\r\n\r\n{\"status\":true}";
-    for words in [ADDED, CLOSE] {
+    for (words, connections) in [(ADDED, 1), (CLOSE, 3)] {
         let peer = Peer::start(move |_, mut c| async move {
             while c.request().await.is_some() {
                 c.say(words).await;
@@ -562,12 +563,76 @@ async fn no_connection_serves_twice() {
         let surveylab = surveylab(&peer.url(), PATIENT);
         for _ in 0..3 {
             assert_eq!(send(&surveylab).await, added());
-            // Were it to go back to a pool, that would be in a task of its own.
+            // The connection goes back to the pool in a task of its own.
             tokio::task::yield_now().await;
         }
         drop(surveylab);
         let seen = peer.finish().await;
-        assert_eq!((seen.requests.len(), seen.connections), (3, 3));
+        assert_eq!((seen.requests.len(), seen.connections), (3, connections));
+    }
+}
+
+/// The peer closes or resets while the connection is idle. If the client has noticed by the next request, that goes
+/// out on another connection; if not, it may be in doubt, but there is never a second copy.
+#[tokio::test]
+async fn closed_while_idle() {
+    for round in 0..40 {
+        let peer = Peer::start(move |index, mut c| async move {
+            c.request().await;
+            c.say(ADDED).await;
+            if index > 0 {
+                return Some(c);
+            }
+            if round % 2 == 0 {
+                c.reset();
+            }
+            None
+        })
+        .await;
+        let surveylab = surveylab(&peer.url(), PATIENT);
+        // A reset may overtake the answer.
+        let first = send(&surveylab).await;
+        if first != added() {
+            assert_in_doubt(
+                &first,
+                if matches!(first, Answer::InDoubt { http_status: None, .. }) {
+                    None
+                } else {
+                    Some(200)
+                },
+            );
+        }
+        let second = send(&surveylab).await;
+        drop(surveylab);
+        let seen = peer.finish().await;
+        match &second {
+            Answer::Added { .. } => assert_eq!((seen.requests.len(), seen.connections), (2, 2)),
+            Answer::InDoubt { .. } => assert_eq!((seen.requests.len(), seen.connections), (1, 1)),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn closed_upon_the_second_request() {
+    for round in 0..20 {
+        let peer = Peer::start(move |_, mut c| async move {
+            c.request().await;
+            c.say(ADDED).await;
+            c.request().await;
+            if round % 2 == 0 {
+                c.reset();
+            }
+            None
+        })
+        .await;
+        let surveylab = surveylab(&peer.url(), PATIENT);
+        assert_eq!(send(&surveylab).await, added());
+        tokio::task::yield_now().await;
+        assert_in_doubt(&send(&surveylab).await, None);
+        drop(surveylab);
+        let seen = peer.finish().await;
+        assert_eq!((seen.requests.len(), seen.connections), (2, 1));
     }
 }
 
