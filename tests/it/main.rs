@@ -10,6 +10,7 @@ mod disk;
 mod doubt;
 mod errors;
 mod health;
+mod hostile;
 mod idempotency;
 mod layout;
 mod parameters;

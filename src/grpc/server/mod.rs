@@ -26,7 +26,7 @@ mod preface;
 
 /// Resets by the client that have not been worked off. Far above what a client that cancels its calls by the hundred
 /// causes, and a bound for one that only does that (CVE-2023-44487).
-const MAX_PENDING_RESETS: usize = 1024;
+const MAX_PENDING_RESETS: usize = 4096;
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
 /// Finds out peers that have gone without a word, or stop in the middle of a frame, so that their streams end.
 const PING_EVERY: Duration = Duration::from_secs(30);
