@@ -139,6 +139,53 @@ async fn a_thousand_callers_wait_on_one_connection_and_are_all_served() {
 }
 
 #[tokio::test]
+async fn a_connection_full_of_lists_that_wait_holds_a_window_for_each() {
+    const STREAMS: usize = 1024;
+    /// As the gateway has it, and the most that is sent of a list without being read.
+    const WINDOW: usize = 16 * 1024;
+    let sandbox = surveylab().await;
+    let gate = Gate::new();
+    sandbox.add_fault(Fault::hold(&gate).for_crk_prefix("k"));
+    let options = Options::new().flag("--stream-window", 1).flag("--max-in-flight", 1);
+    let gateway = Gateway::with(options, &sandbox).await;
+    let mut watched = Watched::new(&gateway).await;
+    let mut peer = Peer::connect(&gateway, &[]).await;
+    let padding = "x".repeat(50);
+    let item = |crk: String| {
+        let referrer = padding.clone();
+        message(&AddRespondentRequest {
+            referrer,
+            ..request(&crk)
+        })
+    };
+    for id in stream_ids().take(STREAMS) {
+        let items = (0..).map(|i| item(format!("k{id:04}-{i:03}")));
+        let mut room = WINDOW;
+        let mut list = open(id, STREAM);
+        for payload in items {
+            let Some(rest) = room.checked_sub(payload.len()) else {
+                break;
+            };
+            room = rest;
+            list.extend(frame(DATA, NO_FLAGS, id, &payload));
+        }
+        peer.send(&list).await;
+    }
+    peer.send(&frame(PING, NO_FLAGS, 0, &[0; 8])).await;
+    assert!(peer.next_of(PING).await.is_some(), "all has come in");
+    until_waiting(&gateway, "", STREAMS - 1).await;
+    // 16 MiB of windows, and what holds it.
+    watched.memory(&gateway, "1 024 lists of 16 KiB", 96 * MIB);
+    for client in [watched.client.clone(), gateway.client().await] {
+        assert_eq!(soon(added(&client, request("warm"))).await, Outcome::Duplicate);
+    }
+    drop(peer);
+    gate.release();
+    until_quiet(&gateway).await;
+    watched.serves(&gateway).await;
+}
+
+#[tokio::test]
 async fn giant_messages_are_refused_before_they_are_read() {
     let sandbox = surveylab().await;
     let gateway = Gateway::start(&sandbox).await;

@@ -1,8 +1,9 @@
 //! HTTP/2 connections. tonic's own `transport::Server` is not used: it ends a call with CANCELLED when the caller's
 //! `grpc-timeout` passes, outside of every layer that could say something better.
 //!
-//! What peers may take is bounded by [`Limits`]. One connection holds at most `max_streams` calls; each of them at most
-//! [`STREAM_WINDOW`] bytes that are not read yet, and all together 4 MiB of messages that are half there (`receive`).
+//! What peers may take is bounded by [`Limits`]. One connection holds at most `max_streams` calls, each with
+//! [`STREAM_WINDOW`] bytes that are not read yet and a stream's window of results that are not taken, and all together
+//! 4 MiB of messages that are half there (`receive`). docs/operations.md has the sum.
 
 use std::{future::pending, time::Duration};
 

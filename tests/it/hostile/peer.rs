@@ -25,6 +25,7 @@ pub const RST_STREAM: u8 = 3;
 pub const SETTINGS: u8 = 4;
 pub const PING: u8 = 6;
 pub const GOAWAY: u8 = 7;
+pub const WINDOW_UPDATE: u8 = 8;
 pub const CONTINUATION: u8 = 9;
 pub const NO_FLAGS: u8 = 0;
 pub const END_HEADERS: u8 = 4;
@@ -129,9 +130,10 @@ impl Peer {
         let mut peer = Self::silent(gateway.grpc).await;
         peer.send(&[MAGIC, &frame(SETTINGS, NO_FLAGS, 0, &payload)].concat())
             .await;
-        // The gateway's own settings: from here on it is a connection.
+        // The gateway's own settings, and the connection's window: before that only 64 KiB may be sent.
         let first = peer.next().await.unwrap();
         assert_eq!(first.kind, SETTINGS);
+        assert!(peer.next_of(WINDOW_UPDATE).await.is_some());
         peer
     }
 
