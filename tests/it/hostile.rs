@@ -467,16 +467,20 @@ async fn a_message_that_trickles_is_told_so() {
 async fn a_stream_may_rest_between_two_messages() {
     let sandbox = surveylab().await;
     let gateway = Gateway::with(impatient(), &sandbox).await;
-    let mut client = gateway.client().await;
-    let (items, list) = mpsc::channel(1);
-    let opened = client.stream_add_respondent(ReceiverStream::new(list));
-    let mut results = soon(opened).await.unwrap().into_inner();
     let caller = Caller::connect(&gateway).await;
-    for i in 0..2 {
-        items.send(request(&format!("k{i}"))).await.unwrap();
-        let result = soon(results.message()).await.unwrap().unwrap();
-        assert_eq!(item(result).1.unwrap().outcome(), Outcome::Added);
-        // Another one learns that the time has passed.
+    let mut stream = caller.open(STREAM).await;
+    for crk in ["k0", "k1"] {
+        let item = message(&request(crk));
+        // In two pieces, the second one once the gateway waits for it, and works for others meanwhile.
+        stream.send(item[..10].to_vec());
+        let other = message(&request(&format!("while {crk}")));
+        assert_eq!(caller.call(ADD, other).await, Ok(()));
+        stream.send(item[10..].to_vec());
+        until("the item is sent", async || {
+            sandbox.keys().iter().any(|key| key.crk == crk)
+        })
+        .await;
+        // Another call learns that the time has passed.
         let late = caller.open(ADD).await;
         assert_error(
             &late.end().await.unwrap_err(),
@@ -484,8 +488,8 @@ async fn a_stream_may_rest_between_two_messages() {
             "RECEIVE_TIMEOUT",
         );
     }
-    drop(items);
-    assert!(soon(results.message()).await.unwrap().is_none());
+    stream.half_close();
+    assert_eq!(stream.end().await, Ok(()));
 }
 
 #[tokio::test]
