@@ -62,6 +62,7 @@ pub async fn serve(
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let accepted = async {
+            // An error would mean that it was closed, which it never is.
             let place = places.clone().acquire_owned().await;
             (place, socket::accept(&listener).await)
         };

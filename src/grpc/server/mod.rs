@@ -2,7 +2,7 @@
 //! `grpc-timeout` passes, outside of every layer that could say something better.
 //!
 //! What peers may take is bounded by [`Limits`]. One connection holds at most `max_streams` calls, each with
-//! [`STREAM_WINDOW`] bytes that are not read yet and a stream's window of results that are not taken, and all together
+//! `STREAM_WINDOW` bytes that are not read yet and a stream's window of results that are not taken, and all together
 //! 4 MiB of messages that are half there (`receive`). docs/operations.md has the sum.
 
 use std::{future::pending, time::Duration};
