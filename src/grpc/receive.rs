@@ -23,7 +23,7 @@ use tokio::{
 };
 use tonic::{Status, body::Body, service::Routes};
 
-use super::{MAX_MESSAGE, status};
+use super::{MAX_MESSAGE, server::places::Calls, status};
 
 /// Bytes that all half-received messages of one connection may take together. A message that fits into one frame, as
 /// every acceptable one does, is never half there; this is room for 29 of the largest at once.
@@ -41,15 +41,17 @@ pub struct Receive {
     routes: TowerToHyperService<Routes>,
     timeout: Duration,
     unfinished: Arc<Semaphore>,
+    calls: Calls,
 }
 
 impl Receive {
     /// `timeout` is for a unary request to be complete, and for each message of a stream once it has begun.
-    pub fn new(routes: Routes, timeout: Duration) -> Self {
+    pub fn new(routes: Routes, timeout: Duration, calls: Calls) -> Self {
         Self {
             routes: TowerToHyperService::new(routes),
             timeout,
             unfinished: Arc::new(Semaphore::new(MAX_UNFINISHED)),
+            calls,
         }
     }
 }
@@ -75,7 +77,12 @@ impl Service<Request<Incoming>> for Receive {
             held: None,
         });
         let answer = self.routes.call(request);
-        Box::pin(async move { answer.await.map(with_details) })
+        let unanswered = self.calls.unanswered();
+        Box::pin(async move {
+            let response = answer.await.map(with_details);
+            unanswered.answered();
+            response
+        })
     }
 }
 

@@ -22,11 +22,10 @@ use self::places::{Calls, Place, Places};
 use super::receive::Receive;
 use crate::socket::{self, Socket};
 
-mod places;
+pub(super) mod places;
 mod preface;
 
-/// Resets by the client that have not been worked off. Far above what a client that cancels its calls by the hundred
-/// causes, and a bound for one that only does that (CVE-2023-44487).
+/// Resets of calls that have not even begun here; `places` bounds those of the others (CVE-2023-44487).
 const MAX_PENDING_RESETS: usize = 4096;
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
 /// Finds out peers that have gone without a word, or stop in the middle of a frame, so that their streams end.
@@ -76,7 +75,8 @@ where
 /// Serves connections until `stop`; then accepts no more, lets calls under way end, and returns when all have.
 pub async fn serve(listener: TcpListener, routes: Routes, limits: Limits, stop: CancellationToken, tasks: TaskTracker) {
     let connections = TaskTracker::new();
-    let places = Places::new(limits.max_connections);
+    let max_streams = usize::try_from(limits.max_streams).unwrap_or(usize::MAX);
+    let places = Places::new(limits.max_connections, max_streams);
     let mut is_full = false;
     loop {
         let stream = select! {
@@ -144,7 +144,7 @@ impl Connection {
             .keep_alive_timeout(patience)
             .serve_connection(
                 TokioIo::new(Socket::new(stream, preface, patience)),
-                Receive::new(routes, patience),
+                Receive::new(routes, patience, place.calls()),
             );
         tokio::pin!(connection);
         let mut stopping = false;
@@ -168,7 +168,7 @@ impl Connection {
                     connection.as_mut().graceful_shutdown();
                 }
                 () = place.leave.cancelled() => {
-                    tracing::debug!("an idle connection made room for another");
+                    tracing::debug!("a connection was idle and had to make room, or had too many calls");
                     // It is told, as far as the socket takes that at once.
                     connection.as_mut().graceful_shutdown();
                     let _ended = connection.as_mut().now_or_never();
