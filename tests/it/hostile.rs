@@ -526,22 +526,25 @@ async fn calls_that_are_opened_only_to_be_reset_end_their_connection() {
     let sandbox = surveylab().await;
     let gateway = Gateway::start(&sandbox).await;
     let mut watched = Watched::new(&gateway).await;
-    let mut peer = Peer::connect(&gateway, &[]).await;
-    let mut streams = stream_ids();
-    let mut pairs = 0;
-    let reset = |id: u32| [open(id, ADD), frame(RST_STREAM, NO_FLAGS, id, &8_u32.to_be_bytes())].concat();
-    loop {
-        let burst: Vec<u8> = streams.by_ref().take(5_000).flat_map(reset).collect();
-        if !peer.try_send(&burst).await {
-            break;
+    for path in [ADD, STREAM] {
+        let mut peer = Peer::connect(&gateway, &[]).await;
+        let mut streams = stream_ids();
+        let mut pairs = 0;
+        // CANCEL
+        let reset = |id| [open(id, path), frame(RST_STREAM, NO_FLAGS, id, &8_u32.to_be_bytes())].concat();
+        loop {
+            let burst: Vec<u8> = streams.by_ref().take(5_000).flat_map(reset).collect();
+            if !peer.try_send(&burst).await {
+                break;
+            }
+            pairs += 5_000;
+            assert!(pairs < 500_000, "it takes resets without end");
         }
-        pairs += 5_000;
-        assert!(pairs < 500_000, "it takes resets without end");
+        println!("about {pairs} calls were opened and reset");
+        peer.ended().await;
+        watched.memory(&gateway, "resets", 64 * MIB);
+        watched.serves(&gateway).await;
     }
-    println!("about {pairs} calls were opened and reset");
-    peer.ended().await;
-    watched.memory(&gateway, "resets", 32 * MIB);
-    watched.serves(&gateway).await;
 }
 
 #[tokio::test]
