@@ -1,5 +1,7 @@
 //! The HTTP face for machines that watch: `/metrics`, `/healthz`, `/readyz`.
 
+use std::{sync::Arc, time::Duration};
+
 use axum::{
     Router,
     extract::State,
@@ -7,8 +9,31 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
+use bytes::Bytes;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    select,
+    sync::Semaphore,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{dispatch::Dispatcher, limiter::Limiter, metrics};
+use crate::{
+    dispatch::Dispatcher,
+    limiter::Limiter,
+    metrics,
+    socket::{self, Socket},
+};
+
+/// Connections at once. Further ones wait for one to end, which is soon: each is for one request, and a peer that
+/// neither asks nor reads is dropped.
+const MAX_CONNECTIONS: usize = 64;
+/// Bytes of a request's head, at most.
+const MAX_HEAD: usize = 16 * 1024;
 
 /// What the paths show.
 #[derive(Clone)]
@@ -24,6 +49,54 @@ pub fn router(admin: Admin) -> Router {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .with_state(admin)
+}
+
+/// Serves until `stop`. `patience` is for the head of a request to be complete, and for an answer to be taken.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    patience: Duration,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let accepted = async {
+            // An error would mean that it was closed, which it never is.
+            let place = places.clone().acquire_owned().await;
+            (place, socket::accept(&listener).await)
+        };
+        let (place, stream) = select! {
+            () = stop.cancelled() => return,
+            accepted = accepted => accepted,
+        };
+        let connection = connection(stream, router.clone(), patience, stop.clone());
+        tasks.spawn(async move {
+            connection.await;
+            drop(place);
+        });
+    }
+}
+
+async fn connection(stream: TcpStream, router: Router, patience: Duration, stop: CancellationToken) {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(patience)
+        .max_buf_size(MAX_HEAD)
+        .keep_alive(false)
+        .serve_connection(
+            TokioIo::new(Socket::new(stream, Bytes::new(), patience)),
+            TowerToHyperService::new(router),
+        );
+    tokio::pin!(connection);
+    // An error is a peer that left, was too slow, or spoke something else: nobody needs to know.
+    select! {
+        _ended = &mut connection => {}
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            let _ended = connection.await;
+        }
+    }
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {

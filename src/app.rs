@@ -141,20 +141,29 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     announce(&config, &listeners, sandbox.as_ref());
 
     let mut pacer = tasks.spawn(pacer.run());
-    let mut server = tasks.spawn(grpc::server::serve(listeners.grpc, routes, stop.clone(), tasks.clone()));
+    let limits = grpc::server::Limits {
+        max_connections: count(args.max_connections),
+        max_streams: args.max_streams.get(),
+        receive_timeout: args.receive_timeout,
+    };
+    let mut server = tasks.spawn(grpc::server::serve(
+        listeners.grpc,
+        routes,
+        limits,
+        stop.clone(),
+        tasks.clone(),
+    ));
     let admin = admin::router(Admin {
         dispatcher: dispatcher.clone(),
         limiter: limiter.clone(),
     });
-    let mut admin = tasks.spawn({
-        let stop = stop.clone();
-        async move {
-            let stopped = async move { stop.cancelled().await };
-            axum::serve(listeners.admin, admin)
-                .with_graceful_shutdown(stopped)
-                .await
-        }
-    });
+    let mut admin = tasks.spawn(admin::serve(
+        listeners.admin,
+        admin,
+        args.receive_timeout,
+        stop.clone(),
+        tasks.clone(),
+    ));
 
     // None of these ends before it is told to; if one does, the process is of no use any more.
     let ended = select! {

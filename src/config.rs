@@ -54,6 +54,20 @@ pub struct ServeArgs {
     )]
     pub admin_listen: SocketAddr,
 
+    /// Connections of callers at once. One more takes the place of the one that has been without a call for longest; if
+    /// all have calls under way it is closed.
+    #[arg(long, env = "GATEWAY_MAX_CONNECTIONS", value_name = "COUNT", default_value = "256", value_parser = at_most::<100_000>)]
+    pub max_connections: NonZeroU32,
+
+    /// Calls at once on one connection; clients hold further ones back.
+    #[arg(long, env = "GATEWAY_MAX_STREAMS", value_name = "COUNT", default_value = "1024", value_parser = at_most::<100_000>)]
+    pub max_streams: NonZeroU32,
+
+    /// How long a peer may take to complete what it began: a connection's first bytes, a request, a message of a stream;
+    /// and to answer a ping, or to read what is written.
+    #[arg(long, env = "GATEWAY_RECEIVE_TIMEOUT", value_name = "TIME", default_value = "20s", value_parser = duration)]
+    pub receive_timeout: Duration,
+
     /// Where keys are kept: sqlite:PATH, or memory: for trials (forgets everything when it ends). Where none is named, a
     /// sandbox uses sqlite:surveylab-gateway-sandbox.db.
     ///

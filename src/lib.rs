@@ -38,6 +38,7 @@ pub mod metrics;
 pub mod rate;
 pub mod sandbox;
 pub mod shutdown;
+pub mod socket;
 pub mod surveylab;
 pub mod telemetry;
 

@@ -7,6 +7,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
 use crate::{
+    dispatch::LATER,
     invitation::{Failure, Reason, Sent, Violation},
     ledger::LastError,
 };
@@ -161,7 +162,7 @@ pub fn invalid(violations: &[Violation]) -> Status {
     Status::with_error_details(Code::InvalidArgument, named.join("; "), details)
 }
 
-/// A message of a stream that can't be decoded, or is too large. Nothing after it can be read.
+/// A request, or a message of a stream, that can't be decoded or is too large. Nothing after it can be read.
 pub fn unreadable(error: &Status) -> Status {
     match error.code() {
         // tonic's codes for them.
@@ -171,6 +172,20 @@ pub fn unreadable(error: &Status) -> Status {
         }
         _ => error.clone(),
     }
+}
+
+/// A request, or a message of a stream, that began and did not come to its end in time.
+pub fn receive_timeout() -> Status {
+    let message = "the request did not arrive completely in time; nothing was sent";
+    Status::with_error_details(Code::DeadlineExceeded, message, info("RECEIVE_TIMEOUT"))
+}
+
+/// A message that begins while too many others of its connection are half there.
+pub fn too_many_unfinished() -> Status {
+    let mut details = info("TOO_MANY_UNFINISHED");
+    details.set_retry_info(Some(LATER));
+    let message = "too many large requests are half received on this connection; nothing was sent";
+    Status::with_error_details(Code::ResourceExhausted, message, details)
 }
 
 /// The end of a stream whose deadline has passed. Each item was told its own error.

@@ -12,6 +12,7 @@ mod doubt;
 mod errors;
 mod health;
 mod history;
+mod hostile;
 mod hostile_surveylab;
 mod idempotency;
 mod kills;

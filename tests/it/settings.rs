@@ -13,7 +13,7 @@ use crate::support::{
 };
 
 /// Flag, environment variable, default and a wrong value of each setting.
-const SETTINGS: [(&str, &str, Option<&str>, &str); 18] = [
+const SETTINGS: [(&str, &str, Option<&str>, &str); 21] = [
     ("api-token-file", "SURVEYLAB_API_TOKEN_FILE", None, "/nowhere/token"),
     (
         "surveylab-url",
@@ -28,6 +28,9 @@ const SETTINGS: [(&str, &str, Option<&str>, &str); 18] = [
         Some("127.0.0.1:9464"),
         "127.0.0.1",
     ),
+    ("max-connections", "GATEWAY_MAX_CONNECTIONS", Some("256"), "0"),
+    ("max-streams", "GATEWAY_MAX_STREAMS", Some("1024"), "100001"),
+    ("receive-timeout", "GATEWAY_RECEIVE_TIMEOUT", Some("20s"), "20"),
     (
         "ledger",
         "GATEWAY_LEDGER",

@@ -106,7 +106,9 @@ impl Model {
                 let mut record = pending_record(&claim.key, claim.at.0);
                 record.fingerprint = claim.fingerprint;
                 record.attempts += before.as_ref().map_or(0, |before| before.attempts);
-                record.created_at = before.as_ref().map_or(claim.at, |before| before.created_at);
+                record.created_at = before
+                    .as_ref()
+                    .map_or(claim.at, |before| before.created_at.min(claim.at));
                 let attempts = record.attempts;
                 let was_in_doubt = before.as_ref().is_some_and(|before| before.state == State::InDoubt);
                 self.records.insert(claim.key.clone(), record);
@@ -126,6 +128,7 @@ impl Model {
         };
         self.before.remove(key);
         record.updated_at = at;
+        record.created_at = record.created_at.min(at);
         match settlement {
             Settlement::Added { notification } => {
                 record.state = State::Added;
@@ -158,6 +161,7 @@ impl Model {
             Some(record) if record.state != State::InDoubt => Resolved::NotInDoubt(record.clone()),
             Some(record) => {
                 record.updated_at = at;
+                record.created_at = record.created_at.min(at);
                 if resolution == Resolution::Added {
                     record.state = State::Added;
                     record.added_at = Some(at);
