@@ -2,7 +2,8 @@
 # Runs every check of this repository and stops at the first failure. Needs a Rust toolchain and a C compiler; what else
 # is missing it installs with apt where it may, or names. Tools go to target/tools, never outside of target/.
 #
-# With --long it also repeats what is random, for some LONGMINUTES minutes: 500 kills, ….
+# With --long it also makes more of what is random, for some 15 minutes: 500 kills, thousands of disks after a loss of
+# power, thousands of interleavings. SEED repeats a printed seed's choices.
 set -euo pipefail
 cd "$(dirname "$0")"
 exec </dev/null
@@ -110,6 +111,40 @@ if have cargo-nextest; then
   cargo test --doc --locked
 else
   cargo test --locked
+fi
+
+heading "mutants"
+"$python" tests/mutants.py
+
+heading "fuzzing"
+# It needs no nightly toolchain; but who has none is spared a build of several minutes. The tests above have run every
+# target over its corpus and some thousand random inputs.
+if [ -n "$long" ]; then
+  tests/fuzz.sh 60
+elif cargo +nightly --version >/dev/null 2>&1; then
+  tests/fuzz.sh 30
+else
+  skipped+=("fuzzing (tests/fuzz.sh; by itself only where a nightly toolchain is)")
+  printf 'SKIPPED: no nightly toolchain; tests/fuzz.sh runs it all the same\n'
+fi
+
+if [ -n "$long" ]; then
+  heading "long runs"
+  # long TEST VARIABLE=COUNT...: one test with more of what it counts, and all that it prints.
+  long() {
+    local test=$1 kind=--lib
+    shift
+    case $test in kills::* | power::*) kind="--test=it" ;; esac
+    printf '\n--- %s %s\n' "$test" "$*"
+    env "$@" cargo test --locked --quiet "$kind" -- --exact "$test" --nocapture
+  }
+  long kills::no_kill_loses_or_repeats_anything KILLS=500
+  long power::kills::kills_within_the_ledgers_own_operations_lose_nothing_and_send_nothing_twice POWER_KILLS=200
+  long power::whatever_a_loss_of_power_leaves_opens_as_a_ledger_that_is_right POWER_IMAGES=4000
+  long power::the_gateway_comes_back_after_a_loss_of_power_and_after_another_one POWER_RETURNS=20
+  long dispatch::tests::interleavings::every_interleaving_keeps_the_contract PROPTEST_CASES=10000
+  long ledger::conformance::sqlite::is_linearizable PROPTEST_CASES=300
+  long ledger::conformance::memory::is_linearizable PROPTEST_CASES=300
 fi
 
 heading "buf lint"

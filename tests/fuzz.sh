@@ -49,13 +49,12 @@ cp Cargo.lock fuzz/Cargo.lock
 env -u CARGO_ENCODED_RUSTFLAGS RUSTFLAGS="${flags[*]}" \
   cargo build --quiet --manifest-path fuzz/Cargo.toml --target "$host" --target-dir "$build"
 
-failed=()
-for target in "${targets[@]}"; do
+run() {
+  local target=$1
   # What is found is kept for the next run, outside of the source.
-  found=$build/corpus/$target
-  log=$build/$target.log
+  local found=$build/corpus/$target log=$build/$target.log
   mkdir -p "$found" "$build/artifacts"
-  options=(-max_total_time="$seconds" -timeout=60 -print_final_stats=1 -artifact_prefix="$build/artifacts/$target-")
+  local options=(-max_total_time="$seconds" -timeout=60 -print_final_stats=1 -artifact_prefix="$build/artifacts/$target-")
   [ -z "${SEED:-}" ] || options+=(-seed="$SEED")
   [ ! -f "fuzz/dictionaries/$target" ] || options+=(-dict="fuzz/dictionaries/$target")
   if "$build/$host/debug/$target" "${options[@]}" "$found" "fuzz/corpus/$target" >"$log" 2>&1; then
@@ -65,11 +64,26 @@ for target in "${targets[@]}"; do
       $1 == "stat::average_exec_per_sec:" { rate = $2 }
       END { printf "%-13s %9d runs, %6d a second, %5d edges\n", target, runs, rate, cov }' "$log"
   else
-    failed+=("$target")
     printf '%s FAILED, see %s\n' "$target" "$log"
     # The panic, and the file with the input, which the target takes as its one argument.
     grep -E -A 2 "panicked at|^==.*ERROR|^Test unit written|^Base64" "$log" | head -n 30
+    return 1
   fi
+}
+
+# As many at once as there are processors.
+failed=()
+while [ ${#targets[@]} -gt 0 ]; do
+  now=("${targets[@]:0:$(nproc)}")
+  targets=("${targets[@]:${#now[@]}}")
+  running=()
+  for target in "${now[@]}"; do
+    run "$target" &
+    running+=($!)
+  done
+  for index in "${!now[@]}"; do
+    wait "${running[$index]}" || failed+=("${now[$index]}")
+  done
 done
 if [ ${#failed[@]} -gt 0 ]; then
   printf 'FAILED: %s. To run one input again: %s/%s/debug/TARGET FILE\n' "${failed[*]}" "$build" "$host"
