@@ -62,10 +62,7 @@ impl Trip {
         let answer = select! {
             biased;
             () = cut_off.cancelled() => Some(self.cut_off()),
-            answer = AssertUnwindSafe(self.answer()).catch_unwind() => match answer {
-                Ok(answer) => answer,
-                Err(_) => self.panicked().await,
-            },
+            answer = self.answer_or_doubt() => answer,
         };
         if let Some(answer) = answer {
             self.landing.land(answer);
@@ -82,6 +79,13 @@ impl Trip {
             Progress::LookingUp | Progress::Gone => Sent::No,
         };
         Err(Failure::new(Reason::ShuttingDown, sent).retry_after(LATER))
+    }
+
+    async fn answer_or_doubt(&self) -> Option<Answer> {
+        match AssertUnwindSafe(self.answer()).catch_unwind().await {
+            Ok(answer) => answer,
+            Err(_) => self.panicked().await,
+        }
     }
 
     /// A bug; the key must not stay claimed for it until the next start. Whether a request went out, nobody knows.

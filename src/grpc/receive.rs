@@ -25,9 +25,12 @@ use tonic::{Status, body::Body, service::Routes};
 
 use super::{MAX_MESSAGE, server::places::Calls, status};
 
-/// Bytes that all half-received messages of one connection may take together. A message that fits into one frame, as
-/// every acceptable one does, is never half there; this is room for 29 of the largest at once.
+/// Bytes that all large half-received messages of one connection may take together: room for 29 of the largest at once.
 const MAX_UNFINISHED: usize = 4 * 1024 * 1024;
+
+/// A message up to this length is not large: as every acceptable one, it fits into a stream's window, which bounds it. A list
+/// that waits for the rate limit may hold half of one for hours.
+const SMALL: u32 = 16 * 1024;
 
 /// The methods whose request is a stream: it may rest between two messages for as long as the caller likes.
 const STREAMS: [&str; 3] = [
@@ -124,7 +127,8 @@ impl Inbound {
             }
         }
         // One that is too large is refused by tonic as soon as it knows.
-        let length = self.framing.unfinished().filter(|length| *length <= MAX_MESSAGE as u32);
+        let large = SMALL + 1..=MAX_MESSAGE as u32;
+        let length = self.framing.unfinished().filter(|length| large.contains(length));
         if let Some(length) = length
             && self.held.is_none()
         {

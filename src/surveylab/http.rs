@@ -186,7 +186,7 @@ fn client(config: &HttpConfig) -> Result<reqwest::Client, Error> {
         .no_zstd()
         .no_deflate()
         .tcp_nodelay(true)
-        .dns_resolver(Arc::new(resolve::Resolver))
+        .dns_resolver(Arc::new(resolve::Resolver::new()))
         .pool_idle_timeout(config.idle_timeout)
         .pool_max_idle_per_host(if config.idle_timeout.is_zero() {
             0

@@ -33,11 +33,18 @@ const PING_EVERY: Duration = Duration::from_secs(30);
 /// What a sender may have under way on one stream. Stock clients put each small message into a frame of its own, and h2
 /// ends a connection with ENHANCE_YOUR_CALM once its unread frames, counted with 256 bytes each, exceed half the
 /// connection's window (h2 0.4.20 `Counts::record_data_frame`; hyper has no setting for it). A list that waits for the
-/// rate limit is nothing but unread frames: so a stream's window is small, and the connection's is large, which leaves
-/// room for some 200 lists that wait on one connection. It also holds the windows of all streams, so that none of them
-/// waits for another.
+/// rate limit is nothing but unread frames: so a stream's window is small, which bounds what a connection can hold, and the
+/// connection's is as large as it takes for each of its streams to be such a list.
 const STREAM_WINDOW: u32 = 16 * 1024;
-const CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
+
+/// Some 400 frames fit into a stream's window, if their messages have 40 bytes.
+fn connection_window(max_streams: u32) -> u32 {
+    const EACH: u32 = 2 * 400 * (256 + 40);
+    /// What HTTP/2 allows (RFC 9113, section 6.9.1).
+    const MOST: u32 = (1 << 31) - 1;
+    max_streams.saturating_mul(EACH).clamp(64 * 1024 * 1024, MOST)
+}
+
 /// Bytes of answers that one stream buffers beyond what its caller takes.
 const SEND_BUFFER: usize = 64 * 1024;
 
@@ -84,22 +91,18 @@ pub async fn serve(listener: TcpListener, routes: Routes, limits: Limits, stop: 
             stream = socket::accept(&listener) => stream,
         };
         let place = places.take();
-        if place.is_none() && !is_full {
-            tracing::warn!("--max-connections are open, all with calls under way: further ones are closed");
+        if place.is_spare && !is_full {
+            tracing::warn!("--max-connections are open, all with calls under way: further ones share a few places");
         }
-        is_full = place.is_none();
-        // Without a place the stream is closed at once: its peer can go elsewhere, or come back, and nobody waits
-        // behind it.
-        if let Some(place) = place {
-            let connection = Connection {
-                routes: routes.clone(),
-                limits,
-                place,
-                stop: stop.clone(),
-                tasks: tasks.clone(),
-            };
-            tasks.spawn(connections.track_future(connection.run(stream)));
-        }
+        is_full = place.is_spare;
+        let connection = Connection {
+            routes: routes.clone(),
+            limits,
+            place,
+            stop: stop.clone(),
+            tasks: tasks.clone(),
+        };
+        tasks.spawn(connections.track_future(connection.run(stream)));
     }
     drop(listener);
     connections.close();
@@ -138,7 +141,7 @@ impl Connection {
             .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
             .max_header_list_size(MAX_HEADER_BYTES)
             .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW.max(limits.max_streams.saturating_mul(STREAM_WINDOW)))
+            .initial_connection_window_size(connection_window(limits.max_streams))
             .max_send_buf_size(SEND_BUFFER)
             .keep_alive_interval(PING_EVERY.min(patience))
             .keep_alive_timeout(patience)
@@ -168,7 +171,7 @@ impl Connection {
                     connection.as_mut().graceful_shutdown();
                 }
                 () = place.leave.cancelled() => {
-                    tracing::debug!("a connection was idle and had to make room, or had too many calls");
+                    tracing::debug!("a connection had to leave");
                     // It is told, as far as the socket takes that at once.
                     connection.as_mut().graceful_shutdown();
                     let _ended = connection.as_mut().now_or_never();

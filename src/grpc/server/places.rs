@@ -7,18 +7,26 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::Instant;
+
 /// Calls of one connection that are under way beyond those that HTTP/2 counts: one that its caller resets is none to
 /// HTTP/2 at once, but takes memory until its task has noticed.
 const MAX_UNNOTICED: usize = 4096;
-/// Calls of one connection that were reset before they had an answer, less those that had one. Far above what a client
-/// that cancels its calls by the hundred causes, and a bound for one that only does that (CVE-2023-44487).
-const MAX_ABANDONED: usize = 10_000;
+/// Calls of one connection that were reset before they had an answer, less those that had one, and less those that are
+/// forgiven with time. Far above what clients cause that cancel their calls by the hundred, or whose deadlines all pass
+/// while SurveyLab hangs, and a bound for one that only does that (CVE-2023-44487).
+const MAX_ABANDONED: u64 = 10_000;
+const FORGIVEN_PER_SECOND: u64 = 500;
+/// Connections beyond the maximum, where all have calls under way: so that a short call, or a health check, gets through.
+/// A newcomer takes the place of the oldest of them.
+const SPARE: usize = 16;
 
 /// Room for so many connections. Cheap to clone.
 ///
 /// When all places are taken, a newcomer gets that of the connection that has been without a call for longest: an
-/// honest client does not miss it, as it connects again with its next call, and those who only sit there never lock
-/// anyone out. A connection with a call under way is never ended for another.
+/// honest client hardly misses it, as it connects again with its next call, and those who only sit there never lock
+/// anyone out. Where there is none, it gets a spare place, which is the next newcomer's once all of these are taken. The
+/// others are never ended with a call under way.
 #[derive(Clone)]
 pub struct Places {
     max_connections: usize,
@@ -35,7 +43,9 @@ struct State {
 
 struct Open {
     calls: usize,
-    abandoned: usize,
+    abandoned: u64,
+    /// Up to when calls were forgiven.
+    forgiven: Instant,
     /// When its last call ended, or when it was opened.
     idle_since: u64,
     leave: CancellationToken,
@@ -47,6 +57,8 @@ pub struct Place {
     places: Places,
     /// Cancelled when the connection must end at once: the place has gone to another, or its calls are too many.
     pub leave: CancellationToken,
+    /// There was no other place.
+    pub is_spare: bool,
 }
 
 /// Begins the calls of one connection.
@@ -75,13 +87,17 @@ impl Places {
         }
     }
 
-    /// A place, if need be that of an idle connection; `None` if there is none.
-    pub fn take(&self) -> Option<Place> {
+    /// A place, if need be that of another connection.
+    pub fn take(&self) -> Place {
         let mut state = self.lock();
+        let mut is_spare = false;
         if state.open.len() >= self.max_connections {
             let idle = state.open.iter().filter(|(_, open)| open.calls == 0);
-            let (&longest_idle, _) = idle.min_by_key(|(_, open)| open.idle_since)?;
-            if let Some(open) = state.open.remove(&longest_idle) {
+            let longest_idle = idle.min_by_key(|(_, open)| open.idle_since).map(|(id, _)| *id);
+            is_spare = longest_idle.is_none();
+            if let Some(id) = longest_idle.or_else(|| state.oldest_spare(self.max_connections))
+                && let Some(open) = state.open.remove(&id)
+            {
                 open.leave.cancel();
             }
         }
@@ -90,15 +106,17 @@ impl Places {
         let open = Open {
             calls: 0,
             abandoned: 0,
+            forgiven: Instant::now(),
             idle_since: id,
             leave: leave.clone(),
         };
         state.open.insert(id, open);
-        Some(Place {
+        Place {
             id,
             places: self.clone(),
             leave,
-        })
+            is_spare,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -110,6 +128,35 @@ impl State {
     fn tick(&mut self) -> u64 {
         self.next += 1;
         self.next
+    }
+
+    /// The oldest connection beyond the first `max`, if no further one may be opened beside them.
+    fn oldest_spare(&self, max: usize) -> Option<u64> {
+        if self.open.len() < max + SPARE {
+            return None;
+        }
+        let mut ids: Vec<u64> = self.open.keys().copied().collect();
+        ids.sort_unstable();
+        ids.get(max).copied()
+    }
+}
+
+impl Open {
+    fn end(&self, why: &str) {
+        if !self.leave.is_cancelled() {
+            tracing::warn!(why, "a connection is ended");
+            self.leave.cancel();
+        }
+    }
+
+    fn forgive(&mut self) {
+        let seconds = self.forgiven.elapsed().as_secs();
+        if seconds > 0 {
+            self.forgiven = Instant::now();
+            self.abandoned = self
+                .abandoned
+                .saturating_sub(seconds.saturating_mul(FORGIVEN_PER_SECOND));
+        }
     }
 }
 
@@ -133,7 +180,7 @@ impl Calls {
         if let Some(open) = self.places.lock().open.get_mut(&self.connection) {
             open.calls += 1;
             if open.calls > self.places.max_calls {
-                open.leave.cancel();
+                open.end("too many calls that were reset are not worked off");
             }
         }
         Call(self.clone())
@@ -172,12 +219,13 @@ impl Drop for Unanswered {
         let Some(open) = state.open.get_mut(&self.calls.connection) else {
             return;
         };
+        open.forgive();
         if self.is_answered {
             open.abandoned = open.abandoned.saturating_sub(1);
         } else {
             open.abandoned += 1;
             if open.abandoned > MAX_ABANDONED {
-                open.leave.cancel();
+                open.end("too many calls were opened only to be reset");
             }
         }
     }
@@ -190,14 +238,14 @@ mod tests {
     #[test]
     fn a_newcomer_gets_the_place_of_the_longest_idle() {
         let places = Places::new(3, 10);
-        let [first, second, third] = [(); 3].map(|()| places.take().unwrap());
+        let [first, second, third] = [(); 3].map(|()| places.take());
         // The first one was busy a moment ago, the second one is.
         drop(first.calls().begin());
         let call = second.calls().begin();
-        let fourth = places.take().unwrap();
+        let fourth = places.take();
         let left = || [&first, &second, &third, &fourth].map(|place| place.leave.is_cancelled());
         assert_eq!(left(), [false, false, true, false]);
-        let fifth = places.take().unwrap();
+        let fifth = places.take();
         assert_eq!(left(), [true, false, true, false]);
         drop(call);
         drop(fifth);
@@ -205,29 +253,36 @@ mod tests {
     }
 
     #[test]
-    fn with_a_call_on_every_connection_there_is_no_place() {
+    fn with_a_call_on_every_connection_newcomers_share_the_spare_places() {
         let places = Places::new(2, 10);
-        let [first, second] = [(); 2].map(|()| places.take().unwrap());
-        let _call = first.calls().begin();
-        let calls = [second.calls().begin(), second.calls().begin()];
-        assert!(places.take().is_none());
-        let [one, other] = calls;
-        drop(one);
-        assert!(places.take().is_none());
-        drop(other);
-        let third = places.take().unwrap();
-        assert!(second.leave.is_cancelled() && !first.leave.is_cancelled());
+        let [first, second] = [(); 2].map(|()| places.take());
+        let _calls = [first.calls().begin(), second.calls().begin()];
+        let newcomers = (0..SPARE).map(|_| places.take());
+        let (spares, held): (Vec<Place>, Vec<Call>) = newcomers
+            .map(|place| {
+                let call = place.calls().begin();
+                (place, call)
+            })
+            .unzip();
+        assert!(!first.is_spare && !second.is_spare && spares.iter().all(|place| place.is_spare));
+        let left = || spares.iter().filter(|place| place.leave.is_cancelled()).count();
+        assert_eq!(left(), 0);
+        // With calls on all of these as well, the oldest spare one goes.
+        let newcomer = places.take();
+        let _call = newcomer.calls().begin();
+        assert!(left() == 1 && spares[0].leave.is_cancelled());
+        assert!(places.take().is_spare && spares[1].leave.is_cancelled());
+        assert!(!first.leave.is_cancelled() && !second.leave.is_cancelled());
         // What ends late of a connection that is gone changes nothing.
-        drop(second);
-        let _call = third.calls().begin();
-        assert!(places.take().is_none());
-        drop(first);
-        assert!(places.take().is_some());
+        drop(held);
+        drop(spares);
+        assert!(!first.leave.is_cancelled() && !second.leave.is_cancelled());
     }
-    #[test]
-    fn who_only_abandons_calls_must_leave() {
+
+    #[tokio::test(start_paused = true)]
+    async fn who_only_abandons_calls_must_leave() {
         let places = Places::new(2, 10);
-        let [patient, hasty] = [(); 2].map(|()| places.take().unwrap());
+        let [patient, hasty] = [(); 2].map(|()| places.take());
         for _ in 0..MAX_ABANDONED {
             drop(hasty.calls().unanswered());
             drop(patient.calls().unanswered());
@@ -239,10 +294,23 @@ mod tests {
         assert!(!patient.leave.is_cancelled() && hasty.leave.is_cancelled());
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn deadlines_that_pass_for_minutes_end_no_connection() {
+        let places = Places::new(1, 10);
+        let place = places.take();
+        for _ in 0..300 {
+            for _ in 0..FORGIVEN_PER_SECOND {
+                drop(place.calls().unanswered());
+            }
+            tokio::time::advance(std::time::Duration::from_secs(1)).await;
+        }
+        assert!(!place.leave.is_cancelled());
+    }
+
     #[test]
     fn who_begins_calls_faster_than_they_are_worked_off_must_leave() {
         let places = Places::new(1, 10);
-        let place = places.take().unwrap();
+        let place = places.take();
         let calls: Vec<Call> = (0..places.max_calls).map(|_| place.calls().begin()).collect();
         assert!(!place.leave.is_cancelled());
         let _one_more = place.calls().begin();

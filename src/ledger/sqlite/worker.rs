@@ -19,8 +19,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{
     file::describe,
     identity::{Files, Gone},
+    write,
 };
-use crate::{fail_point, ledger::Error};
+use crate::{fail_point, invitation::Key, ledger::Error};
 
 /// How many callers may have something waiting before further ones wait for a place.
 const QUEUE: usize = 4_096;
@@ -44,11 +45,17 @@ pub(super) trait Operation: Send + 'static {
     type Answer: Send + 'static;
 
     fn run(&self, db: &Connection) -> Result<Self::Answer, Fault>;
+
+    /// The key that it has claimed, going by its answer.
+    fn claimed(&self, _: &Self::Answer) -> Option<Key> {
+        None
+    }
 }
 
 /// An operation on its way through the thread, whatever its answer's type.
 trait Step: Send {
     fn run(&mut self, db: &Connection) -> rusqlite::Result<()>;
+    fn claimed(&self) -> Option<Key>;
     fn answer(self: Box<Self>);
     fn refuse(self: Box<Self>, why: &str);
 }
@@ -67,6 +74,10 @@ impl<O: Operation> Step for Asked<O> {
             Err(Fault::Batch(error)) => return Err(error),
         });
         Ok(())
+    }
+
+    fn claimed(&self) -> Option<Key> {
+        self.operation.claimed(self.outcome.as_ref()?.as_ref().ok()?)
     }
 
     fn answer(self: Box<Self>) {
@@ -117,6 +128,7 @@ impl Worker {
             suspect: false,
             failed: false,
             damage: String::new(),
+            untold: Vec::new(),
             healthy: Arc::clone(&healthy),
         };
         let thread = thread::Builder::new().name(session.role.name.into()).spawn(move || {
@@ -273,6 +285,8 @@ struct Session {
     failed: bool,
     /// What was last logged of damage.
     damage: String,
+    /// Claims that were committed, and refused to those who had made them: to be released before anything else is done.
+    untold: Vec<Key>,
     healthy: Arc<AtomicBool>,
 }
 
@@ -292,8 +306,14 @@ impl Session {
             self.tell(&cause, step);
             let why = cause.to_string();
             match step {
-                // The others go again without it: one damaged page must not starve all keys.
-                Some(step) => batch.remove(step).refuse(&why),
+                // The others go again, each by itself: one damaged page must not starve all keys, and many damaged ones
+                // must not have all the others done again for each of them.
+                Some(step) => {
+                    batch.remove(step).refuse(&why);
+                    for step in mem::take(batch) {
+                        self.run(&mut vec![step]);
+                    }
+                }
                 None => batch.drain(..).for_each(|step| step.refuse(&why)),
             }
         }
@@ -307,6 +327,9 @@ impl Session {
             self.suspect = false;
         }
         self.db.prepare_cached(self.role.begin)?.execute([])?;
+        for key in &self.untold {
+            write::release(&self.db, key)?;
+        }
         for (index, step) in batch.iter_mut().enumerate() {
             let ran = catch_unwind(AssertUnwindSafe(|| step.run(&self.db)));
             let cause = match ran {
@@ -319,10 +342,14 @@ impl Session {
         }
         self.fail_point(fail_point::Place::BeforeCommit);
         // Before, so that nothing is done to a ledger that is gone; and again, so that nobody is told of a commit to it.
-        // Between the two a claim may be lost to its caller: it turns up in doubt if the files come back.
         self.files.verify()?;
         self.db.prepare_cached("COMMIT")?.execute([])?;
-        self.files.verify()?;
+        self.untold.clear();
+        if let Err(gone) = self.files.verify() {
+            // Should the files come back, nobody is under way with these keys.
+            self.untold = batch.iter().filter_map(|step| step.claimed()).collect();
+            return Err(gone.into());
+        }
         self.fail_point(fail_point::Place::AfterCommit);
         Ok(())
     }

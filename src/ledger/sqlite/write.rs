@@ -71,6 +71,10 @@ impl Operation for Claim {
             was_in_doubt: grant.was_in_doubt,
         })
     }
+
+    fn claimed(&self, answer: &Claimed) -> Option<Key> {
+        matches!(answer, Claimed::Yes { .. }).then(|| self.0.key.clone())
+    }
 }
 
 pub(super) struct Settle {
@@ -136,7 +140,7 @@ impl Operation for Release {
     }
 }
 
-fn release(db: &Connection, key: &Key) -> rusqlite::Result<()> {
+pub(super) fn release(db: &Connection, key: &Key) -> rusqlite::Result<()> {
     db.prepare_cached(RELEASE)?.execute((key.collector_id(), key.crk()))?;
     Ok(())
 }
