@@ -1,13 +1,12 @@
-use std::{env, ffi::OsStr, io, panic, process};
+use std::{env, ffi::OsStr};
 
 use clap::{CommandFactory as _, Parser as _};
 use surveylab_gateway::{
     app,
-    cli::{self, Cli, Command, Exit, output::complain, usage},
+    cli::{self, Cli, Command, Exit, output::fail, runtime::runtime, usage},
     config::{Config, ServeArgs},
     metrics, shutdown, telemetry,
 };
-use tokio::runtime::{Builder, Runtime};
 
 fn main() -> Exit {
     let cli = match Cli::try_parse() {
@@ -30,18 +29,6 @@ fn main() -> Exit {
         }
         Err(error) => fail(Exit::TryAgain, &format!("can't start: {error}")),
     }
-}
-
-/// tokio panics where it can't have its threads, and while that unwinds waits for ever for those it has.
-fn runtime() -> io::Result<Runtime> {
-    let hook = panic::take_hook();
-    panic::set_hook(Box::new(|panic| {
-        let why = panic.payload_as_str().unwrap_or("no runtime");
-        process::exit(fail(Exit::TryAgain, &format!("can't start: {why}")) as i32);
-    }));
-    let runtime = Builder::new_multi_thread().enable_all().build();
-    panic::set_hook(hook);
-    runtime
 }
 
 async fn run(command: Command) -> Exit {
@@ -84,9 +71,4 @@ async fn sandbox(args: cli::sandbox::SandboxArgs) -> Exit {
         Ok(()) => Exit::Ok,
         Err(error) => fail(Exit::TryAgain, &error.to_string()),
     }
-}
-
-fn fail(exit: Exit, line: &str) -> Exit {
-    complain(format_args!("surveylab-gateway: {line}"));
-    exit
 }

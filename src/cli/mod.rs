@@ -13,6 +13,7 @@ pub mod healthcheck;
 pub mod invitations;
 pub mod ledger;
 pub mod output;
+pub mod runtime;
 pub mod sandbox;
 pub mod usage;
 
