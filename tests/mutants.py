@@ -154,7 +154,7 @@ def build() -> Path:
 
 def check(mutant: Mutant, binary: Path) -> bool:
     command = ["cargo", "test", "--locked", "--quiet", "--test", "it", "--", "--exact", mutant.test, "--nocapture"]
-    environment = {**os.environ, "GATEWAY_UNDER_TEST": str(binary), "KILLS": "40", "RUST_BACKTRACE": "0"}
+    environment = {**os.environ, "GATEWAY_UNDER_TEST": str(binary), "KILLS": "60", "RUST_BACKTRACE": "0"}
     run = subprocess.run(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     found = re.search(f".*({mutant.finds}).*", run.stdout)
     seed = re.search(r"SEED=\d+", run.stdout)
