@@ -9,7 +9,6 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
-    time::Duration,
 };
 
 use hyper::{
@@ -26,17 +25,13 @@ use super::{
     body::Body,
     webhook::{self, Cut},
 };
-
-/// Out of file descriptors, most likely: they come back as connections end.
-const PAUSE_AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(20);
+use crate::socket;
 
 /// Accepts connections until it is dropped.
 pub(super) async fn accept(core: Arc<Core>, listener: TcpListener) {
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => core.spawn(serve(core.clone(), stream)),
-            Err(_) => tokio::time::sleep(PAUSE_AFTER_FAILED_ACCEPT).await,
-        }
+        let stream = socket::accept(&listener).await;
+        core.spawn(serve(core.clone(), stream));
     }
 }
 

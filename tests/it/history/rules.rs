@@ -49,6 +49,19 @@ pub fn excess(arrivals: &[Duration], burst: f64, rate: f64) -> f64 {
     worst
 }
 
+/// Panics if a request arrived before the rate allows, counted from the first call on. It can be held up on its way, but
+/// never leave early: this holds whatever the machine does.
+pub fn none_is_early(arrivals: &[Duration], first_call: Duration, burst: f64, rate: f64) {
+    for (before, at) in arrivals.iter().enumerate() {
+        let allowed = burst + rate * at.saturating_sub(first_call).as_secs_f64();
+        assert!(
+            (before + 1) as f64 <= allowed,
+            "{} arrived where {allowed} may",
+            before + 1
+        );
+    }
+}
+
 /// All that happened to one key.
 #[derive(Default)]
 struct Key<'h> {
