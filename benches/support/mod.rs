@@ -1,0 +1,5 @@
+//! What the benchmarks of whole processes share: a SurveyLab as cheap as can be, and a load that checks every answer.
+
+pub mod load;
+pub mod process;
+pub mod stub;
