@@ -8,6 +8,11 @@ use surveylab_gateway::{
     metrics, shutdown, telemetry,
 };
 
+/// glibc's allocator gives memory back to the system over and over under load, which stops every thread each time: an
+/// eighth of a stream's CPU time was spent on that (docs/performance.md).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> Exit {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

@@ -90,9 +90,14 @@ const SCENARIOS: [Scenario; 7] = [
 
 enum Kind {
     /// A binary, and what it is to use as its ledger; `None` for an SQLite file of its own.
-    Gateway { binary: PathBuf, ledger: Option<&'static str> },
+    Gateway {
+        binary: PathBuf,
+        ledger: Option<&'static str>,
+    },
     Bare,
-    Python { group_commit: bool },
+    Python {
+        group_commit: bool,
+    },
 }
 
 struct Peer {
@@ -124,9 +129,29 @@ impl Peer {
                 let file = format!("sqlite:{}", directory.join("ledger.db").display());
                 let mut command = Command::new(binary);
                 command
-                    .args(["serve", "--rate", "1000000/s", "--burst", "100000", "--max-in-flight", "4096"])
-                    .args(["--max-queue", "100000", "--stream-window", "256", "--log-format", "text"])
-                    .args(["--admin-listen", &free_address()?.to_string(), "--listen", &listen.to_string()])
+                    .args([
+                        "serve",
+                        "--rate",
+                        "1000000/s",
+                        "--burst",
+                        "100000",
+                        "--max-in-flight",
+                        "4096",
+                    ])
+                    .args([
+                        "--max-queue",
+                        "100000",
+                        "--stream-window",
+                        "256",
+                        "--log-format",
+                        "text",
+                    ])
+                    .args([
+                        "--admin-listen",
+                        &free_address()?.to_string(),
+                        "--listen",
+                        &listen.to_string(),
+                    ])
                     .args(["--surveylab-url", &format!("http://{surveylab}/webhook")])
                     .args(["--ledger", ledger.unwrap_or(&file)])
                     .arg("--api-token-file")
@@ -136,7 +161,13 @@ impl Peer {
             }
             Kind::Bare => {
                 let mut command = Command::new(env::current_exe()?);
-                command.args(["bare", "--listen", &listen.to_string(), "--surveylab", &surveylab.to_string()]);
+                command.args([
+                    "bare",
+                    "--listen",
+                    &listen.to_string(),
+                    "--surveylab",
+                    &surveylab.to_string(),
+                ]);
                 command
             }
             Kind::Python { group_commit } => {
@@ -161,13 +192,33 @@ impl Peer {
     }
 }
 
-/// The interpreter of the project's Python environment, which `./test.sh` makes.
+/// The interpreter of the Python peers' environment, which is made if it is missing.
 fn python() -> Result<PathBuf, Failure> {
-    let python = target().join("tools/python/bin/python");
-    match python.exists() {
-        true => Ok(python),
-        false => Err("there is no Python environment: ./test.sh makes it".into()),
+    let environment = target().join("bench/python");
+    let python = environment.join("bin/python");
+    let complete = environment.join("complete");
+    if !complete.exists() {
+        let mut make = Command::new("python3");
+        let mut install = Command::new(&python);
+        let requirements = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/python/requirements.txt");
+        install.args([
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--only-binary",
+            ":all:",
+            "--requirement",
+            requirements,
+        ]);
+        for command in [make.args(["-m", "venv"]).arg(&environment), &mut install] {
+            if !command.status()?.success() {
+                return Err(format!("{command:?} failed").into());
+            }
+        }
+        File::create(complete)?;
     }
+    Ok(python)
 }
 
 fn target() -> PathBuf {
@@ -175,7 +226,8 @@ fn target() -> PathBuf {
 }
 
 fn peers(args: &Args) -> Vec<Peer> {
-    let this = env::var_os("GATEWAY_UNDER_TEST").map_or_else(|| env!("CARGO_BIN_EXE_surveylab-gateway").into(), Into::into);
+    let this =
+        env::var_os("GATEWAY_UNDER_TEST").map_or_else(|| env!("CARGO_BIN_EXE_surveylab-gateway").into(), Into::into);
     let gateway = |binary, ledger| Kind::Gateway { binary, ledger };
     let mut peers = vec![
         Peer {
@@ -197,17 +249,16 @@ fn peers(args: &Args) -> Vec<Peer> {
             kind: gateway(other.clone(), None),
         });
     }
-    if python().is_ok() {
-        peers.push(Peer {
-            name: "Python, commit per call",
-            kind: Kind::Python { group_commit: false },
-        });
-        peers.push(Peer {
-            name: "Python, group commit",
-            kind: Kind::Python { group_commit: true },
-        });
-    } else {
-        eprintln!("left out: the Python peers, for want of their environment (./test.sh makes it)");
+    match python() {
+        Err(error) => eprintln!("left out: the Python peers ({error})"),
+        Ok(_) => peers.extend([false, true].map(|group_commit| Peer {
+            name: if group_commit {
+                "Python, group commit"
+            } else {
+                "Python, commit per call"
+            },
+            kind: Kind::Python { group_commit },
+        })),
     }
     peers
 }
@@ -260,7 +311,12 @@ fn measure(args: &Args, scenario: &Scenario, peer: &Peer, seed: u64) -> Result<F
     let (process, address) = peer.start(surveylab, directory.path())?;
     let mut load = Command::new(&this);
     load.args(["load", "--target", &address.to_string(), "--method", scenario.method])
-        .args(["--in-flight", scenario.in_flight, "--duplicates-of", scenario.duplicates_of])
+        .args([
+            "--in-flight",
+            scenario.in_flight,
+            "--duplicates-of",
+            scenario.duplicates_of,
+        ])
         .args(["--seconds", &args.seconds.to_string(), "--seed", &seed.to_string()])
         .args(["--process", &process.id().to_string()])
         .stderr(Stdio::inherit());
@@ -308,7 +364,9 @@ fn table(peers: &[Peer], figures: &BTreeMap<(usize, usize), Vec<Figure>>) -> Str
             scenario.name
         );
         for (column, peer) in peers.iter().enumerate() {
-            let Some(rounds) = figures.get(&(row, column)) else { continue };
+            let Some(rounds) = figures.get(&(row, column)) else {
+                continue;
+            };
             let middle = |value: fn(&Figure) -> f64| median(rounds.iter().map(value).collect());
             let ratio = |value: fn(&Figure) -> f64| {
                 against.map_or_else(

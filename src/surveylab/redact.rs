@@ -27,13 +27,22 @@ impl Secrets {
             .map(|(_, value)| value)
             .chain([token])
             .flat_map(|value| {
+                if value.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+                    // The same in every form; this is on the way of every answer.
+                    return vec![value.to_owned()];
+                }
                 let encoded: String = percent_encoded(value).collect();
                 let form = encoded.replace("%20", "+");
                 let json = json_escaped(value);
                 let php = php_escaped(&json);
-                [value.to_owned(), encoded, form, json, php]
+                vec![value.to_owned(), encoded, form, json, php]
             })
-            .map(|value| value.chars().filter(|c| !c.is_control()).flat_map(folded).collect())
+            .map(|value| {
+                let mut chars = Vec::with_capacity(value.len());
+                let shown = value.chars().filter(|c| !c.is_control());
+                shown.for_each(|c| fold(c, |folded| chars.push(folded)));
+                chars
+            })
             .filter(|value: &Vec<char>| {
                 let least = if value.iter().all(char::is_ascii) {
                     MIN_SECRET_CHARS
@@ -55,11 +64,14 @@ impl Secrets {
         let text: Vec<char> = chars.by_ref().take(MAX_READ_CHARS).collect();
         let cut = chars.next().is_some();
         // One character may fold to several; `owner` leads back to the one it came from.
-        let (folded, owner): (Vec<char>, Vec<usize>) = text
-            .iter()
-            .enumerate()
-            .flat_map(|(at, c)| folded(*c).map(move |folded| (folded, at)))
-            .unzip();
+        let mut folded = Vec::with_capacity(text.len());
+        let mut owner = Vec::with_capacity(text.len());
+        for (at, c) in text.iter().enumerate() {
+            fold(*c, |c| {
+                folded.push(c);
+                owner.push(at);
+            });
+        }
 
         let mut secret = vec![false; text.len()];
         let mut covered = 0;
@@ -119,12 +131,17 @@ fn matches(value: &[char], rest: &[char], cut: bool) -> Option<usize> {
     (whole && value[..length] == rest[..length]).then_some(length)
 }
 
-/// The same for all letters that are one letter to Unicode's mappings of case, whichever way they lead: ẞ, ß and SS; Σ, σ
-/// and ς; ſ and s.
-fn folded(c: char) -> impl Iterator<Item = char> {
+/// Passes on the same for all letters that are one letter to Unicode's mappings of case, whichever way they lead: ẞ, ß and
+/// SS; Σ, σ and ς; ſ and s.
+fn fold(c: char, mut to: impl FnMut(char)) {
+    if c.is_ascii() {
+        // What the mappings below come to, without their tables.
+        return to(c.to_ascii_lowercase());
+    }
     c.to_lowercase()
         .flat_map(char::to_uppercase)
         .flat_map(char::to_lowercase)
+        .for_each(to);
 }
 
 #[cfg(test)]

@@ -341,8 +341,11 @@ impl Session {
             return Err(Failure { cause, step });
         }
         self.fail_point(fail_point::Place::BeforeCommit);
-        // Before, so that nothing is done to a ledger that is gone; and again, so that nobody is told of a commit to it.
-        self.files.verify()?;
+        // Before, so that nothing is done to a ledger that is gone; and again, so that nobody is told of a commit to it, or of
+        // what was read there.
+        if self.role.writes {
+            self.files.verify()?;
+        }
         self.db.prepare_cached("COMMIT")?.execute([])?;
         self.untold.clear();
         if let Err(gone) = self.files.verify() {
