@@ -24,7 +24,9 @@ CONTRACT = "surveylab/invitation/v1/invitation.proto"
 WINDOW = 256
 
 stubs = tempfile.TemporaryDirectory()
-compiler = ["protoc", f"-I{PROTO}", f"--python_out={stubs.name}", f"--grpc_python_out={stubs.name}", CONTRACT]
+# The well-known types come with grpcio-tools.
+well_known = pathlib.Path(grpc_tools.protoc.__file__).parent / "_proto"
+compiler = ["protoc", f"-I{PROTO}", f"-I{well_known}", f"--python_out={stubs.name}", f"--grpc_python_out={stubs.name}", CONTRACT]
 if grpc_tools.protoc.main(compiler) != 0:
     sys.exit("the contract can't be compiled")
 sys.path.insert(0, stubs.name)
