@@ -8,12 +8,8 @@ use surveylab_gateway::{
     metrics, shutdown, telemetry,
 };
 
-/// glibc's allocator gives memory back to the system over and over under load, which stops every thread each time: an
-/// eighth of a stream's CPU time was spent on that (docs/performance.md).
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> Exit {
+    keep_memory();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => match usage::line(
@@ -77,3 +73,17 @@ async fn sandbox(args: cli::sandbox::SandboxArgs) -> Exit {
         Err(error) => fail(Exit::TryAgain, &error.to_string()),
     }
 }
+
+/// Has glibc's allocator keep a few MiB of what is free. By its defaults it gives back all beyond 128 KiB again and again
+/// under load, and each time the system stops every thread: an eighth of a stream's CPU time (docs/performance.md).
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn keep_memory() {
+    const KEPT: libc::c_int = 4 << 20;
+    for parameter in [libc::M_TRIM_THRESHOLD, libc::M_MMAP_THRESHOLD] {
+        // SAFETY: it only sets a number, and no other thread runs yet. Refused, it changes nothing.
+        unsafe { libc::mallopt(parameter, KEPT) };
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn keep_memory() {}
