@@ -3,10 +3,8 @@
 use std::{
     collections::BTreeMap,
     env,
-    error::Error,
     fmt::Write as _,
     fs::{self, File},
-    io::Write as _,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -14,11 +12,11 @@ use std::{
 };
 
 use crate::support::{
+    Failure, bare, files, gateway,
     load::Report,
     process::{Process, counts, free_address},
+    statistics::median,
 };
-
-type Failure = Box<dyn Error + Send + Sync>;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -124,52 +122,17 @@ impl Peer {
         let listen = free_address()?;
         let mut command = match &self.kind {
             Kind::Gateway { binary, ledger } => {
-                let token = directory.join("token");
-                fs::write(&token, "token")?;
-                let file = format!("sqlite:{}", directory.join("ledger.db").display());
-                let mut command = Command::new(binary);
-                command
-                    .args([
-                        "serve",
-                        "--rate",
-                        "1000000/s",
-                        "--burst",
-                        "100000",
-                        "--max-in-flight",
-                        "4096",
-                    ])
-                    .args([
-                        "--max-queue",
-                        "100000",
-                        "--stream-window",
-                        "256",
-                        "--log-format",
-                        "text",
-                    ])
-                    .args([
-                        "--admin-listen",
-                        &free_address()?.to_string(),
-                        "--listen",
-                        &listen.to_string(),
-                    ])
-                    .args(["--surveylab-url", &format!("http://{surveylab}/webhook")])
-                    .args(["--ledger", ledger.unwrap_or(&file)])
-                    .arg("--api-token-file")
-                    .arg(token)
-                    .env("RUST_LOG", "warn");
-                command
+                let setup = gateway::Setup {
+                    binary,
+                    surveylab,
+                    directory,
+                    ledger: *ledger,
+                    options: &gateway::UNLIMITED,
+                };
+                let gateway = setup.start()?;
+                return Ok((gateway.process, gateway.address));
             }
-            Kind::Bare => {
-                let mut command = Command::new(env::current_exe()?);
-                command.args([
-                    "bare",
-                    "--listen",
-                    &listen.to_string(),
-                    "--surveylab",
-                    &surveylab.to_string(),
-                ]);
-                command
-            }
+            Kind::Bare => bare::command(listen, surveylab)?,
             Kind::Python { group_commit } => {
                 let mut command = Command::new(python()?);
                 command
@@ -194,7 +157,7 @@ impl Peer {
 
 /// The interpreter of the Python peers' environment, which is made if it is missing.
 fn python() -> Result<PathBuf, Failure> {
-    let environment = target().join("bench/python");
+    let environment = files::target().join("bench/python");
     let python = environment.join("bin/python");
     let complete = environment.join("complete");
     if !complete.exists() {
@@ -221,13 +184,8 @@ fn python() -> Result<PathBuf, Failure> {
     Ok(python)
 }
 
-fn target() -> PathBuf {
-    env::var_os("CARGO_TARGET_DIR").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), Into::into)
-}
-
 fn peers(args: &Args) -> Vec<Peer> {
-    let this =
-        env::var_os("GATEWAY_UNDER_TEST").map_or_else(|| env!("CARGO_BIN_EXE_surveylab-gateway").into(), Into::into);
+    let this = gateway::binary();
     let gateway = |binary, ledger| Kind::Gateway { binary, ledger };
     let mut peers = vec![
         Peer {
@@ -297,14 +255,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     let table = table(&peers, &figures);
     print!("{table}");
-    let directory = target().join("bench");
-    fs::create_dir_all(&directory)?;
-    File::create(directory.join("peers.md"))?.write_all(table.as_bytes())?;
+    fs::write(files::directory("")?.join("peers.md"), table)?;
     Ok(())
 }
 
 fn measure(args: &Args, scenario: &Scenario, peer: &Peer, seed: u64) -> Result<Figure, Failure> {
-    let directory = tempfile::Builder::new().prefix("peers-").tempdir_in(scratch()?)?;
+    let directory = files::scratch("peers-")?;
     let this = env::current_exe()?;
     let mut stub = Process::start(Command::new(&this).args(["stub", "--latency", scenario.latency]))?;
     let surveylab: SocketAddr = stub.line()?.parse()?;
@@ -336,13 +292,6 @@ fn measure(args: &Args, scenario: &Scenario, peer: &Peer, seed: u64) -> Result<F
         report: serde_json::from_slice(&output.stdout)?,
         peak_memory: process.peak_memory()?,
     })
-}
-
-/// On a real disk, as a ledger's syncs are to cost what they cost.
-fn scratch() -> Result<PathBuf, Failure> {
-    let scratch = target().join("bench/scratch");
-    fs::create_dir_all(&scratch)?;
-    Ok(scratch)
 }
 
 fn table(peers: &[Peer], figures: &BTreeMap<(usize, usize), Vec<Figure>>) -> String {
@@ -393,14 +342,4 @@ fn table(peers: &[Peer], figures: &BTreeMap<(usize, usize), Vec<Figure>>) -> Str
         }
     }
     table
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match values.len() {
-        0 => f64::NAN,
-        count if count % 2 == 0 => f64::midpoint(values[middle - 1], values[middle]),
-        _ => values[middle],
-    }
 }

@@ -11,13 +11,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod bare;
 mod compare;
 
-use std::{error::Error, process::ExitCode};
+use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use support::{load, stub};
+use clap::Parser;
+use support::Part;
 
 #[derive(Parser)]
 struct Cli {
@@ -30,23 +29,10 @@ struct Cli {
     bench: bool,
 }
 
-/// The processes that the comparison starts for itself.
-#[derive(Subcommand)]
-enum Part {
-    #[command(hide = true)]
-    Stub(stub::Args),
-    #[command(hide = true)]
-    Bare(bare::Args),
-    #[command(hide = true)]
-    Load(load::Args),
-}
-
 fn main() -> ExitCode {
     let Cli { part, compare, .. } = Cli::parse();
-    let done: Result<(), Box<dyn Error + Send + Sync>> = match part {
-        Some(Part::Stub(args)) => stub::run(&args).map_err(Into::into),
-        Some(Part::Bare(args)) => bare::run(&args),
-        Some(Part::Load(args)) => load::run(args),
+    let done = match part {
+        Some(part) => part.run(),
         None => compare::run(&compare),
     };
     match done {

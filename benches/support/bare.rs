@@ -1,7 +1,7 @@
 //! The speed of light for this stack: tonic in, reqwest out, and nothing of what the gateway is for. No ledger, no limiter,
 //! no validation; a second call is a second e-mail.
 
-use std::{error::Error, net::SocketAddr};
+use std::{env, io, net::SocketAddr, process::Command};
 
 use clap::Args as ClapArgs;
 use futures_util::StreamExt as _;
@@ -19,6 +19,8 @@ use tonic::{
     transport::{Server, server::TcpIncoming},
 };
 
+use super::Failure;
+
 /// Items of a stream in flight.
 const WINDOW: usize = 256;
 
@@ -30,7 +32,17 @@ pub struct Args {
     surveylab: SocketAddr,
 }
 
-pub fn run(args: &Args) -> Result<(), Box<dyn Error + Send + Sync>> {
+/// The pass-through as a process of its own.
+pub fn command(listen: SocketAddr, surveylab: SocketAddr) -> io::Result<Command> {
+    let mut command = Command::new(env::current_exe()?);
+    command
+        .arg("bare")
+        .args(["--listen", &listen.to_string()])
+        .args(["--surveylab", &surveylab.to_string()]);
+    Ok(command)
+}
+
+pub fn run(args: &Args) -> Result<(), Failure> {
     // reqwest wants a provider even where nothing is encrypted; an error says that there is one.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Runtime::new()?;
