@@ -10,13 +10,13 @@ use std::{
 };
 
 use crate::{
-    Options, ledgers,
+    Options, disk, ledgers,
     support::{
         Failure, files,
         gateway::{self, Gateway, Setup, ledger_url},
         load::{Args as Load, Method, Report},
         process::counts,
-        statistics::median,
+        statistics::{median, percentile},
         stub::Stub,
     },
     table::{Table, Target},
@@ -61,6 +61,8 @@ pub fn measure(options: &Options) -> Result<Table, Failure> {
         rounds.push(Round { on_empty, on_grown });
     }
 
+    let mut syncs = disk::fdatasyncs(directory.path())?;
+    syncs.sort_by(f64::total_cmp);
     let (_, gateway) = gateways.start(&ledger)?;
     let mut wal = Wal::of(&ledger);
     let modest = Load {
@@ -80,6 +82,11 @@ pub fn measure(options: &Options) -> Result<Table, Failure> {
     let bytes = fs::metadata(&made)?.len() as f64 / options.keys as f64;
     let mut table = Table::new(format!("A ledger of {} keys", options.keys));
     table.throughput(&rounds);
+    table.note(
+        "fdatasync of 4 KiB, p50",
+        (percentile(&syncs, 0.5), "ms"),
+        format!("p99 {:.2} ms; a call waits for two", percentile(&syncs, 0.99)),
+    );
     table.p99(&modest, &wal);
     for (what, took, remark) in [
         ("start, its pages not in memory", uncached, String::new()),

@@ -4,10 +4,8 @@
 //! stub directly, at the same rate, and what is told is the difference. The pass-through shows what of it is gRPC's and
 //! HTTP's.
 
-use std::{fs::File, os::unix::fs::FileExt as _, path::Path, time::Instant};
-
 use crate::{
-    Options,
+    Options, disk,
     support::{
         Failure, bare, files, gateway,
         load::{Args as Load, Method, Report},
@@ -22,7 +20,7 @@ const IN_FLIGHT: usize = 1_024;
 
 pub fn measure(options: &Options) -> Result<Table, Failure> {
     let directory = files::scratch("latency-")?;
-    let mut syncs = fdatasyncs(directory.path())?;
+    let mut syncs = disk::fdatasyncs(directory.path())?;
     let stub = Stub::start(&["--latency", "100"])?;
     let bound = (gateway::binary(), stub.address);
     let load = |target, method, process: &Process| Load {
@@ -77,7 +75,7 @@ pub fn measure(options: &Options) -> Result<Table, Failure> {
         (_, 0) => {}
         (_, repeated) => return Err(format!("latency: SurveyLab got {repeated} keys more than once").into()),
     }
-    syncs.append(&mut fdatasyncs(directory.path())?);
+    syncs.append(&mut disk::fdatasyncs(directory.path())?);
     syncs.sort_by(f64::total_cmp);
     Ok(table(&rounds, most, &syncs))
 }
@@ -134,23 +132,4 @@ fn table(rounds: &[Round], most: f64, syncs: &[f64]) -> Table {
         "",
     );
     table
-}
-
-/// How long this disk takes, in milliseconds each, for what one commit of a small transaction asks of it.
-fn fdatasyncs(directory: &Path) -> Result<Vec<f64>, Failure> {
-    const PAGE: [u8; 4096] = [1; 4096];
-    const PAGES: u64 = 1_000;
-    let file = File::create(directory.join("syncs"))?;
-    // As in a WAL that was there before: no commit waits for the file to become longer.
-    for page in 0..PAGES {
-        file.write_all_at(&PAGE, page * PAGE.len() as u64)?;
-    }
-    file.sync_all()?;
-    let one = |page| {
-        let begin = Instant::now();
-        file.write_all_at(&PAGE, page * PAGE.len() as u64)?;
-        file.sync_data()?;
-        Ok(begin.elapsed().as_secs_f64() * 1e3)
-    };
-    (0..PAGES).map(one).collect()
 }

@@ -11,7 +11,7 @@ use crate::{
         Failure, files, gateway,
         load::{Args as Load, Method},
         process::counts,
-        stub::{Arrivals, Stub},
+        stub::Stub,
     },
     table::{Table, Target},
 };
@@ -69,29 +69,28 @@ pub fn measure(options: &Options) -> Result<Table, Failure> {
             arrivals,
             least_waiting,
         } = run(case, options.seconds * case.times).map_err(|error| format!("rate, {name}: {error}"))?;
-        let used = used(&arrivals.at, case).ok_or_else(|| format!("rate, {name}: too few requests came"))?;
+        let used = used(&arrivals, case).ok_or_else(|| format!("rate, {name}: too few requests came"))?;
         eprintln!("rate, {name}: {:.2} % used", used * 100.0);
         table.limit(
             format!("{name}: used of the rate"),
             (used * 100.0, "%"),
             Target::AtLeast(99.5),
-            format!("{} requests; {least_waiting:.0} waiting at least", arrivals.at.len()),
+            format!("{} requests; {least_waiting:.0} waiting at least", arrivals.len()),
         );
+        let (excess, window) = excess(&arrivals, case);
         table.limit(
             format!("{name}: most in any window, beyond burst + rate·W"),
-            (excess(&arrivals.at, case), "requests"),
+            (excess, "requests"),
             Target::AtMost(0.0),
-            format!(
-                "SurveyLab itself stalled {:.1} ms at most",
-                arrivals.longest_stall as f64 / 1e6
-            ),
+            format!("within {:.1} ms", window * 1e3),
         );
     }
     Ok(table)
 }
 
 struct Measured {
-    arrivals: Arrivals,
+    /// In nanoseconds since the first.
+    arrivals: Vec<u64>,
     least_waiting: f64,
 }
 
@@ -166,16 +165,22 @@ fn used(arrivals: &[u64], case: &Case) -> Option<f64> {
     (steady.len() > 1).then(|| (steady.len() - 1) as f64 / due)
 }
 
-/// How many more came in the worst window than burst + rate·W; negative if there were always fewer.
-fn excess(arrivals: &[u64], case: &Case) -> f64 {
+/// How many more came in the worst window than burst + rate·W, negative if there were always fewer; and its W in seconds.
+fn excess(arrivals: &[u64], case: &Case) -> (f64, f64) {
     // A window worth counting begins and ends with a request. From the i-th to the j-th there are j - i + 1, and with
     // ahead(i) = i - rate·t(i) that is ahead(j) - ahead(i) + 1 beyond rate·W: the least ahead(i) so far is the worst.
-    let mut least = f64::INFINITY;
-    let mut worst = f64::NEG_INFINITY;
+    let mut least = (f64::INFINITY, 0.0);
+    let mut worst = (f64::NEG_INFINITY, 0.0);
     for (number, at) in arrivals.iter().enumerate() {
-        let ahead = number as f64 - *at as f64 / 1e9 * f64::from(case.per_second);
-        least = least.min(ahead);
-        worst = worst.max(ahead - least + 1.0);
+        let at = *at as f64 / 1e9;
+        let ahead = number as f64 - at * f64::from(case.per_second);
+        if ahead < least.0 {
+            least = (ahead, at);
+        }
+        let beyond = ahead - least.0 + 1.0 - f64::from(case.burst);
+        if beyond > worst.0 {
+            worst = (beyond, at - least.1);
+        }
     }
-    worst - f64::from(case.burst)
+    worst
 }

@@ -76,6 +76,8 @@ impl Table {
 
 fn quantity(number: f64, unit: &str) -> String {
     let digits = match number.abs() {
+        // 99.96 % is not all.
+        _ if unit == "%" => 2,
         number if number >= 200.0 || number == 0.0 => 0,
         number if number >= 20.0 => 1,
         number if number >= 0.2 => 2,

@@ -5,6 +5,7 @@
 
 use std::error::Error;
 
+mod arrival;
 pub mod bare;
 pub mod files;
 pub mod gateway;

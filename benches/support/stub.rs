@@ -5,14 +5,13 @@
 use std::{
     cell::RefCell,
     collections::{HashSet, hash_map::DefaultHasher},
-    env, fmt,
+    env,
     hash::{Hash as _, Hasher as _},
     io,
     net::SocketAddr,
     process::Command,
     rc::Rc,
-    str::FromStr,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tokio::{
@@ -24,6 +23,7 @@ use tokio::{
 
 use super::{
     Failure,
+    arrival::{note_arrivals, receive},
     process::{Process, get},
 };
 
@@ -31,7 +31,7 @@ pub const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\
     {\"status\":true,\"notification\":\"Action processed correctly\"}    ";
 /// Asked for this path, it tells how many requests there were, and how many of them repeated a key.
 const COUNTS: &[u8] = b"GET /counts ";
-/// Asked for this one, it tells its [`Arrivals`].
+/// Asked for this one, it tells when they came, if it records that.
 const ARRIVALS: &[u8] = b"GET /arrivals ";
 
 #[derive(Default)]
@@ -39,18 +39,8 @@ struct Counts {
     requests: u64,
     repeated: u64,
     keys: HashSet<u64>,
-    /// If they are to be recorded.
-    arrivals: Option<Arrivals>,
-}
-
-/// When requests came.
-#[derive(Default)]
-pub struct Arrivals {
-    /// In nanoseconds since the stub began.
-    pub at: Vec<u64>,
-    /// The longest time, in nanoseconds, for which the stub did not run although it should have. Requests that come
-    /// meanwhile seem to come at once at its end.
-    pub longest_stall: u64,
+    /// In nanoseconds since 1970, in no order, if they are to be recorded.
+    arrivals: Option<Vec<u64>>,
 }
 
 /// A stub in a process of its own.
@@ -66,8 +56,15 @@ impl Stub {
         Ok(Self { process, address })
     }
 
-    pub fn arrivals(&self) -> io::Result<Arrivals> {
-        get(self.address, "/arrivals")?.parse().map_err(io::Error::other)
+    /// When requests came, in nanoseconds since the first; the kernel's times, so that nothing seems to come at once only
+    /// because the stub did not get to run.
+    pub fn arrivals(&self) -> Result<Vec<u64>, Failure> {
+        let told = get(self.address, "/arrivals")?;
+        let mut arrivals: Vec<u64> = told.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+        arrivals.sort_unstable();
+        let first = arrivals.first().copied().unwrap_or_default();
+        arrivals.iter_mut().for_each(|at| *at -= first);
+        Ok(arrivals)
     }
 }
 
@@ -84,7 +81,6 @@ pub struct Args {
 /// Serves on a free port, which it prints, until it is killed.
 pub fn run(args: &Args) -> io::Result<()> {
     let latency = Duration::from_millis(args.latency);
-    let begin = Instant::now();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = LocalSet::new();
     local.block_on(&runtime, async {
@@ -92,31 +88,36 @@ pub fn run(args: &Args) -> io::Result<()> {
         println!("{}", listener.local_addr()?);
         let counts = Rc::new(RefCell::new(Counts::default()));
         if args.record {
-            counts.borrow_mut().arrivals = Some(Arrivals::default());
-            task::spawn_local(watch_stalls(counts.clone()));
+            note_arrivals(&listener)?;
+            counts.borrow_mut().arrivals = Some(Vec::new());
         }
         loop {
             let (socket, _) = listener.accept().await?;
             socket.set_nodelay(true)?;
             // A peer that is stopped leaves its connections as they are.
-            task::spawn_local(serve(socket, latency, begin, counts.clone()));
+            task::spawn_local(serve(socket, latency, counts.clone()));
         }
     })
 }
 
-async fn serve(
-    mut socket: TcpStream,
-    latency: Duration,
-    begin: Instant,
-    counts: Rc<RefCell<Counts>>,
-) -> io::Result<()> {
+async fn serve(mut socket: TcpStream, latency: Duration, counts: Rc<RefCell<Counts>>) -> io::Result<()> {
     let mut read = Vec::with_capacity(16 * 1024);
+    let is_recorded = counts.borrow().arrivals.is_some();
+    let mut at = 0;
     loop {
         let end = loop {
             if let Some(end) = read.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
                 break end + 4;
             }
-            if socket.read_buf(&mut read).await? == 0 {
+            let more = if is_recorded {
+                read.reserve(1024);
+                let more;
+                (more, at) = receive(&socket, &mut read).await?;
+                more
+            } else {
+                socket.read_buf(&mut read).await?
+            };
+            if more == 0 {
                 return Ok(());
             }
         };
@@ -124,7 +125,11 @@ async fn serve(
             let counts = counts.borrow();
             match &counts.arrivals {
                 _ if read.starts_with(COUNTS) => Some(format!("{} {}", counts.requests, counts.repeated)),
-                Some(arrivals) if read.starts_with(ARRIVALS) => Some(arrivals.to_string()),
+                Some(arrivals) if read.starts_with(ARRIVALS) => Some(
+                    arrivals
+                        .iter()
+                        .fold(String::new(), |told, at| told + &at.to_string() + " "),
+                ),
                 _ => None,
             }
         };
@@ -133,7 +138,7 @@ async fn serve(
             socket.write_all(head.as_bytes()).await?;
             return socket.write_all(body.as_bytes()).await;
         }
-        counts.borrow_mut().count(key(&read[..end]), begin);
+        counts.borrow_mut().count(key(&read[..end]), at);
         if !latency.is_zero() {
             sleep(latency).await;
         }
@@ -142,45 +147,10 @@ async fn serve(
     }
 }
 
-/// From the first request on: what happens while everything starts tells nothing.
-async fn watch_stalls(counts: Rc<RefCell<Counts>>) {
-    // tokio's timers are that exact.
-    const TICK: Duration = Duration::from_millis(1);
-    loop {
-        let begin = Instant::now();
-        sleep(TICK).await;
-        let stall = begin.elapsed().saturating_sub(TICK).as_nanos() as u64;
-        if let Some(arrivals) = &mut counts.borrow_mut().arrivals
-            && !arrivals.at.is_empty()
-        {
-            arrivals.longest_stall = arrivals.longest_stall.max(stall);
-        }
-    }
-}
-
-impl fmt::Display for Arrivals {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.longest_stall)?;
-        self.at.iter().try_for_each(|at| write!(f, " {at}"))
-    }
-}
-
-impl FromStr for Arrivals {
-    type Err = std::num::ParseIntError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (stall, at) = text.split_once(' ').unwrap_or((text, ""));
-        Ok(Self {
-            at: at.split_ascii_whitespace().map(str::parse).collect::<Result<_, _>>()?,
-            longest_stall: stall.parse()?,
-        })
-    }
-}
-
 impl Counts {
-    fn count(&mut self, key: &[u8], begin: Instant) {
+    fn count(&mut self, key: &[u8], at: u64) {
         if let Some(arrivals) = &mut self.arrivals {
-            arrivals.at.push(begin.elapsed().as_nanos() as u64);
+            arrivals.push(at);
         }
         let mut hasher = DefaultHasher::new();
         key.hash(&mut hasher);
