@@ -13,6 +13,7 @@ mod support;
 
 mod bare;
 mod compare;
+mod peer;
 
 use std::{error::Error, process::ExitCode};
 
