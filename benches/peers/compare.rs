@@ -14,9 +14,10 @@ use std::{
 };
 
 use crate::{
-    peer::{Peer, Wanted, YARDSTICK, peers, target},
+    peer::{Peer, Wanted, YARDSTICK, peers},
     support::{
         load::Report,
+        place::{scratch, target},
         process::{Process, counts},
     },
 };
@@ -175,13 +176,6 @@ fn measure(args: &Args, scenario: &Scenario, peer: &Peer, seed: u64) -> Result<F
         report: serde_json::from_slice(&output.stdout)?,
         peak_memory: process.peak_memory()?,
     })
-}
-
-/// On a real disk, as a ledger's syncs are to cost what they cost.
-fn scratch() -> Result<PathBuf, Failure> {
-    let scratch = target().join("bench/scratch");
-    fs::create_dir_all(&scratch)?;
-    Ok(scratch)
 }
 
 fn table(peers: &[Peer], figures: &BTreeMap<(usize, usize), Vec<Figure>>) -> String {

@@ -9,7 +9,10 @@ use std::{
     process::Command,
 };
 
-use crate::support::process::{Process, free_address};
+use crate::support::{
+    place::target,
+    process::{Process, free_address},
+};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -208,8 +211,4 @@ fn install(peer: &str) -> Result<(), Failure> {
         }
     }
     Ok(fs::write(installed, wanted)?)
-}
-
-pub fn target() -> PathBuf {
-    env::var_os("CARGO_TARGET_DIR").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), Into::into)
 }
