@@ -10,10 +10,11 @@ use std::{
 };
 
 use crate::{
-    Options, disk, ledgers,
+    Options, disk,
     support::{
         Failure, files,
         gateway::{self, Gateway, Setup, ledger_url},
+        ledgers,
         load::{Args as Load, Method, Report},
         process::counts,
         statistics::{median, percentile},
@@ -26,12 +27,10 @@ use crate::{
 const MODEST: f64 = 500.0;
 
 pub fn measure(options: &Options) -> Result<Table, Failure> {
-    let made = ledgers::of(options.keys)?;
     let directory = files::scratch("grown-")?;
     let ledger = directory.path().join("grown.db");
-    fs::copy(&made, &ledger)?;
-    // Else the disk is still busy with it when its syncs are measured.
-    File::open(&ledger)?.sync_all()?;
+    ledgers::copy(options.keys, &ledger)?;
+    let bytes = fs::metadata(&ledger)?.len() as f64 / options.keys as f64;
 
     let stub = Stub::start(&[])?;
     let gateways = Gateways {
@@ -79,7 +78,6 @@ pub fn measure(options: &Options) -> Result<Table, Failure> {
         (_, 0) => {}
         (_, repeated) => return Err(format!("grown: SurveyLab got {repeated} keys more than once").into()),
     }
-    let bytes = fs::metadata(&made)?.len() as f64 / options.keys as f64;
     let mut table = Table::new(format!("A ledger of {} keys", options.keys));
     table.throughput(&rounds);
     table.note(

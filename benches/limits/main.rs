@@ -13,7 +13,6 @@ mod support;
 mod disk;
 mod grown;
 mod latency;
-mod ledgers;
 mod memory;
 mod rate;
 mod start;

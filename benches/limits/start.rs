@@ -3,10 +3,10 @@
 use std::{fs, path::Path, process::Command};
 
 use crate::{
-    ledgers,
     support::{
         Failure, files,
         gateway::{self, Setup, ledger_url},
+        ledgers,
         statistics::{median, percentile},
         stub::Stub,
     },
@@ -20,7 +20,7 @@ pub fn measure() -> Result<Table, Failure> {
     let binary = gateway::binary();
     let directory = files::scratch("start-")?;
     let ledger = directory.path().join("small.db");
-    fs::copy(ledgers::of(KEYS)?, &ledger)?;
+    ledgers::copy(KEYS, &ledger)?;
     let mebibytes = |path: &Path| Ok::<_, Failure>(fs::metadata(path)?.len() as f64 / (1024.0 * 1024.0));
 
     let mut table = Table::new("Binary and start");

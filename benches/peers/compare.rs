@@ -4,18 +4,21 @@ use std::{
     collections::BTreeMap,
     env,
     fmt::Write as _,
-    fs::{self, File},
+    fs,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Stdio},
     time::Instant,
 };
 
-use crate::support::{
-    Failure, bare, files, gateway,
-    load::Report,
-    process::{Process, counts, free_address},
-    statistics::median,
+use crate::{
+    peer::{Peer, Wanted, YARDSTICK, peers},
+    support::{
+        Failure, files,
+        load::Report,
+        process::{Process, counts},
+        statistics::median,
+    },
 };
 
 #[derive(clap::Args)]
@@ -47,6 +50,16 @@ struct Scenario {
     duplicates_of: &'static str,
     /// Calls a second; as many as can be without.
     rate: Option<&'static str>,
+}
+
+impl Scenario {
+    fn wanted(&self) -> Wanted {
+        Wanted {
+            stream: self.method == "stream",
+            duplicates: self.duplicates_of != "0",
+            latency: self.latency != "0",
+        }
+    }
 }
 
 const fn scenario(name: &'static str, method: &'static str, in_flight: &'static str) -> Scenario {
@@ -86,141 +99,6 @@ const SCENARIOS: [Scenario; 7] = [
     },
 ];
 
-enum Kind {
-    /// A binary, and what it is to use as its ledger; `None` for an SQLite file of its own.
-    Gateway {
-        binary: PathBuf,
-        ledger: Option<&'static str>,
-    },
-    Bare,
-    Python {
-        group_commit: bool,
-    },
-}
-
-struct Peer {
-    name: &'static str,
-    kind: Kind,
-}
-
-/// All else is told as a ratio to this one's figures of the same round.
-const YARDSTICK: &str = "bare reqwest";
-
-impl Peer {
-    /// Can it be asked this?
-    fn takes_part(&self, scenario: &Scenario) -> bool {
-        match self.kind {
-            // It can't tell a duplicate.
-            Kind::Bare => scenario.duplicates_of == "0",
-            // It would take hours at its pace, and shows nothing new.
-            Kind::Python { .. } => scenario.latency == "0",
-            Kind::Gateway { .. } => true,
-        }
-    }
-
-    fn start(&self, surveylab: SocketAddr, directory: &Path) -> Result<(Process, SocketAddr), Failure> {
-        let listen = free_address()?;
-        let mut command = match &self.kind {
-            Kind::Gateway { binary, ledger } => {
-                let setup = gateway::Setup {
-                    binary,
-                    surveylab,
-                    directory,
-                    ledger: *ledger,
-                    options: &gateway::UNLIMITED,
-                };
-                let gateway = setup.start()?;
-                return Ok((gateway.process, gateway.address));
-            }
-            Kind::Bare => bare::command(listen, surveylab)?,
-            Kind::Python { group_commit } => {
-                let mut command = Command::new(python()?);
-                command
-                    .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/python/peer.py"))
-                    .args([listen.to_string(), surveylab.to_string()])
-                    .arg(directory.join("ledger.db"));
-                if *group_commit {
-                    command.arg("--group-commit");
-                }
-                command
-            }
-        };
-        let log = File::create(directory.join("log"))?;
-        let mut process = Process::start(command.stderr(log))?;
-        process.listens(listen).map_err(|error| {
-            let log = fs::read_to_string(directory.join("log")).unwrap_or_default();
-            format!("{} did not start: {error}\n{log}", self.name)
-        })?;
-        Ok((process, listen))
-    }
-}
-
-/// The interpreter of the Python peers' environment, which is made if it is missing.
-fn python() -> Result<PathBuf, Failure> {
-    let environment = files::target().join("bench/python");
-    let python = environment.join("bin/python");
-    let complete = environment.join("complete");
-    if !complete.exists() {
-        let mut make = Command::new("python3");
-        let mut install = Command::new(&python);
-        let requirements = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/python/requirements.txt");
-        install.args([
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--only-binary",
-            ":all:",
-            "--requirement",
-            requirements,
-        ]);
-        for command in [make.args(["-m", "venv"]).arg(&environment), &mut install] {
-            if !command.status()?.success() {
-                return Err(format!("{command:?} failed").into());
-            }
-        }
-        File::create(complete)?;
-    }
-    Ok(python)
-}
-
-fn peers(args: &Args) -> Vec<Peer> {
-    let this = gateway::binary();
-    let gateway = |binary, ledger| Kind::Gateway { binary, ledger };
-    let mut peers = vec![
-        Peer {
-            name: YARDSTICK,
-            kind: Kind::Bare,
-        },
-        Peer {
-            name: "gateway, SQLite",
-            kind: gateway(PathBuf::clone(&this), None),
-        },
-        Peer {
-            name: "gateway, memory",
-            kind: gateway(this, Some("memory:")),
-        },
-    ];
-    if let Some(other) = &args.other {
-        peers.push(Peer {
-            name: "other gateway, SQLite",
-            kind: gateway(other.clone(), None),
-        });
-    }
-    match python() {
-        Err(error) => eprintln!("left out: the Python peers ({error})"),
-        Ok(_) => peers.extend([false, true].map(|group_commit| Peer {
-            name: if group_commit {
-                "Python, group commit"
-            } else {
-                "Python, commit per call"
-            },
-            kind: Kind::Python { group_commit },
-        })),
-    }
-    peers
-}
-
 /// What one peer showed in one scenario, in one round.
 struct Figure {
     report: Report,
@@ -228,14 +106,14 @@ struct Figure {
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let peers = peers(args);
+    let peers = peers(args.other.as_deref());
     let named = |names: &[String], name: &str| names.is_empty() || names.iter().any(|part| name.contains(part));
     let mut figures: BTreeMap<(usize, usize), Vec<Figure>> = BTreeMap::new();
     for round in 1..=args.rounds {
         for (row, scenario) in SCENARIOS.iter().enumerate() {
             for (column, peer) in peers.iter().enumerate() {
                 let chosen = named(&args.only, scenario.name) && named(&args.peers, peer.name);
-                if !chosen || !peer.takes_part(scenario) {
+                if !chosen || !peer.takes_part(&scenario.wanted()) {
                     continue;
                 }
                 let begin = Instant::now();
@@ -275,6 +153,7 @@ fn measure(args: &Args, scenario: &Scenario, peer: &Peer, seed: u64) -> Result<F
         ])
         .args(["--seconds", &args.seconds.to_string(), "--seed", &seed.to_string()])
         .args(["--process", &process.id().to_string()])
+        .args(peer.load_arguments())
         .stderr(Stdio::inherit());
     if let Some(rate) = scenario.rate {
         load.args(["--rate", rate]);

@@ -12,6 +12,7 @@
 mod support;
 
 mod compare;
+mod peer;
 
 use std::process::ExitCode;
 

@@ -1,36 +1,27 @@
 //! A load of AddRespondent that checks every single answer: the right key, once, with the outcome that is due.
 
+mod calls;
+
 use std::{
     env, io,
     net::SocketAddr,
     process::Command,
-    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
+use calls::{Caller, Done, Expected, stream, unary};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-use surveylab_gateway::proto::{
-    AddRespondentRequest, AddRespondentResponse, Outcome, invitation_service_client::InvitationServiceClient,
-    stream_add_respondent_response::Result as ItemResult,
-};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    sync::mpsc,
-    task::JoinSet,
-    time::sleep_until,
-};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
+use surveylab_gateway::proto::{Outcome, invitation_service_client::InvitationServiceClient};
+use tokio::time::sleep_until;
+use tonic::transport::Endpoint;
 
 use super::{
     Failure,
     keys::Keys,
     process::{Process, cpu_seconds},
     statistics::percentile,
-    stub::ANSWER,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -72,6 +63,9 @@ pub struct Args {
     /// Other keys with another seed.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+    /// Takes answers that hold no key, from a peer that can't put it there. One that holds another is still wrong.
+    #[arg(long)]
+    pub without_crk: bool,
 }
 
 impl Args {
@@ -89,6 +83,7 @@ impl Args {
             seconds: 10.0,
             process: process.id(),
             seed: 1,
+            without_crk: false,
         }
     }
 
@@ -112,6 +107,9 @@ impl Args {
         }
         if let Some(calls) = self.calls {
             command.args(["--calls", &calls.to_string()]);
+        }
+        if self.without_crk {
+            command.arg("--without-crk");
         }
         Process::start(&mut command)
     }
@@ -174,21 +172,26 @@ async fn measure(args: Args) -> Result<Report, Failure> {
             callers.extend(clients.map(Caller::Grpc).take(args.in_flight.max(256)));
         }
     }
+    let expected = |outcome| Expected {
+        outcome,
+        without_crk: args.without_crk,
+    };
     if args.duplicates_of > 0 {
-        let keys = Arc::new(Keys::fresh(args.seed, args.duplicates_of));
+        let keys = Keys::fresh(args.seed, args.duplicates_of);
         // Envoy has no streams, and every ledger is faster with many at once.
         let callers = callers.iter().filter_map(Caller::again).take(256).collect();
-        unary(callers, keys, None, None).await?;
+        unary(callers, keys, expected(Outcome::Added), None, None).await?;
     }
     let begin = Instant::now() + Duration::from_secs_f64(args.warm_up);
     let end = match args.calls {
         Some(_) => None,
         None => Some(begin + Duration::from_secs_f64(args.seconds)),
     };
-    let keys = Arc::new(match args.duplicates_of {
-        0 => Keys::fresh(args.seed, args.calls.unwrap_or(u64::MAX)),
-        count => Keys::duplicates(args.seed, count),
-    });
+    let (keys, outcome) = match args.duplicates_of {
+        0 => (Keys::fresh(args.seed, args.calls.unwrap_or(u64::MAX)), Outcome::Added),
+        count => (Keys::duplicates(args.seed, count), Outcome::Duplicate),
+    };
+    let expected = expected(outcome);
     let process = args.process;
     let cpu_at = |moment: Instant| {
         tokio::spawn(async move {
@@ -199,8 +202,10 @@ async fn measure(args: Args) -> Result<Report, Failure> {
     let (before, after) = (cpu_at(begin), end.map(cpu_at));
     callers.truncate(args.in_flight);
     let done = match (args.method, callers.first()) {
-        (Method::Stream, Some(Caller::Grpc(client))) => stream(client.clone(), keys, args.in_flight, end).await?,
-        _ => unary(callers, keys, args.rate, end).await?,
+        (Method::Stream, Some(Caller::Grpc(client))) => {
+            stream(client.clone(), keys, expected, args.in_flight, end).await?
+        }
+        _ => unary(callers, keys, expected, args.rate, end).await?,
     };
     let after = match after {
         Some(after) => after.await??,
@@ -227,159 +232,4 @@ fn report(done: &[Done], begin: Instant, end: Instant, cpu: f64) -> Report {
         p999: percentile(&took, 0.999),
         max: percentile(&took, 1.0),
     }
-}
-
-/// One who has one call in flight at a time.
-enum Caller {
-    Grpc(InvitationServiceClient<Channel>),
-    Http(TcpStream),
-}
-
-impl Caller {
-    async fn http(target: SocketAddr) -> io::Result<Self> {
-        let socket = TcpStream::connect(target).await?;
-        socket.set_nodelay(true)?;
-        Ok(Self::Http(socket))
-    }
-
-    /// Another one on the same connection, if that can carry several calls.
-    fn again(&self) -> Option<Self> {
-        match self {
-            Self::Grpc(client) => Some(Self::Grpc(client.clone())),
-            Self::Http(_) => None,
-        }
-    }
-
-    async fn add(&mut self, request: AddRespondentRequest, outcome: Outcome) -> Result<(), Failure> {
-        match self {
-            Self::Grpc(client) => {
-                let crk = request.crk.clone();
-                let response = client.add_respondent(request).await?.into_inner();
-                check(&response, &crk, outcome)
-            }
-            Self::Http(socket) => {
-                let AddRespondentRequest {
-                    collector_id,
-                    email,
-                    crk,
-                    first_name,
-                    last_name,
-                    language,
-                    ..
-                } = request;
-                let line = format!(
-                    "GET /webhook?apiToken=token&cId={collector_id}&email={email}&crk={crk}&language={language}\
-                     &firstName={first_name}&lastName={last_name} HTTP/1.1\r\nhost: surveylab\r\n\r\n"
-                );
-                socket.write_all(line.as_bytes()).await?;
-                let mut answer = [0; ANSWER.len()];
-                socket.read_exact(&mut answer).await?;
-                match answer == ANSWER {
-                    true => Ok(()),
-                    false => Err(format!("the stub answered {:?}", String::from_utf8_lossy(&answer)).into()),
-                }
-            }
-        }
-    }
-}
-
-struct Done {
-    at: Instant,
-    took: Duration,
-}
-
-async fn unary(
-    callers: Vec<Caller>,
-    keys: Arc<Keys>,
-    rate: Option<f64>,
-    end: Option<Instant>,
-) -> Result<Vec<Done>, Failure> {
-    let begin = Instant::now();
-    let in_flight = callers.len();
-    let mut tasks = JoinSet::new();
-    for (task, mut caller) in callers.into_iter().enumerate() {
-        let keys = keys.clone();
-        tasks.spawn(async move {
-            let mut done = Vec::new();
-            // Every task has its own share of the rate, and its own moment in each turn.
-            let mut turn = 0;
-            loop {
-                let due = rate.map(|rate| {
-                    let number = turn * in_flight + task;
-                    begin + Duration::from_secs_f64(number as f64 / rate)
-                });
-                turn += 1;
-                if let Some(due) = due {
-                    sleep_until(due.into()).await;
-                }
-                let sent = Instant::now();
-                if end.is_some_and(|end| sent >= end) {
-                    break;
-                }
-                let Some(request) = keys.draw() else { break };
-                caller.add(request, keys.outcome()).await?;
-                let at = Instant::now();
-                let took = at - due.unwrap_or(sent);
-                done.push(Done { at, took });
-            }
-            Ok::<_, Failure>(done)
-        });
-    }
-    let mut all = Vec::new();
-    while let Some(done) = tasks.join_next().await {
-        all.append(&mut done??);
-    }
-    Ok(all)
-}
-
-async fn stream(
-    mut client: InvitationServiceClient<Channel>,
-    keys: Arc<Keys>,
-    in_flight: usize,
-    end: Option<Instant>,
-) -> Result<Vec<Done>, Failure> {
-    let (requests, taken) = mpsc::channel(in_flight);
-    let mut sent = Vec::new();
-    let send = |sent: &mut Vec<(Option<Instant>, String)>| {
-        let Some(request) = keys.draw() else { return };
-        sent.push((Some(Instant::now()), request.crk.clone()));
-        // As many as are in flight fit the channel; an error means that the results tell more.
-        let _ = requests.try_send(request);
-    };
-    for _ in 0..in_flight {
-        send(&mut sent);
-    }
-    let mut results = client
-        .stream_add_respondent(ReceiverStream::new(taken))
-        .await?
-        .into_inner();
-    let mut done = Vec::new();
-    while let Some(result) = results.message().await? {
-        let number = usize::try_from(result.sequence)?;
-        let (begin, crk) = sent
-            .get_mut(number)
-            .and_then(|(begin, crk)| Some((begin.take()?, crk)))
-            .ok_or("an answer that nothing was asked for")?;
-        match result.result {
-            Some(ItemResult::Added(response)) => check(&response, crk, keys.outcome())?,
-            other => return Err(format!("not added: {other:?}").into()),
-        }
-        let at = Instant::now();
-        done.push(Done { at, took: at - begin });
-        if end.is_none_or(|end| at < end) {
-            send(&mut sent);
-        }
-        if done.len() == sent.len() {
-            return Ok(done);
-        }
-    }
-    Err("the stream ended early".into())
-}
-
-fn check(response: &AddRespondentResponse, crk: &str, outcome: Outcome) -> Result<(), Failure> {
-    // Two calls of a load of duplicates may meet while the first of them is under way, which is a duplicate too.
-    if response.crk == crk && response.outcome() == outcome {
-        return Ok(());
-    }
-    Err(format!("{crk} should be {outcome:?}, and is: {response:?}").into())
 }

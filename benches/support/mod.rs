@@ -1,5 +1,5 @@
-//! What the benchmarks of whole processes share: a SurveyLab as cheap as can be, a load that checks every answer, and
-//! how the gateway is started.
+//! What the benchmarks share: a SurveyLab as cheap as can be, a load that checks every answer, how the gateway is started,
+//! and ledgers that have grown.
 
 #![allow(dead_code, reason = "no benchmark uses all of it")]
 
@@ -10,6 +10,7 @@ pub mod bare;
 pub mod files;
 pub mod gateway;
 pub mod keys;
+pub mod ledgers;
 pub mod load;
 pub mod process;
 pub mod statistics;
