@@ -2,7 +2,10 @@
 
 use std::{fs::File, os::unix::fs::FileExt as _, path::Path, time::Instant};
 
-use crate::support::Failure;
+use crate::{
+    support::{Failure, statistics::percentile},
+    table::Table,
+};
 
 /// How long this disk takes, in milliseconds each, for what one commit of a small transaction asks of it.
 pub fn fdatasyncs(directory: &Path) -> Result<Vec<f64>, Failure> {
@@ -21,4 +24,14 @@ pub fn fdatasyncs(directory: &Path) -> Result<Vec<f64>, Failure> {
         Ok(begin.elapsed().as_secs_f64() * 1e3)
     };
     (0..PAGES).map(one).collect()
+}
+
+impl Table {
+    pub fn fdatasyncs(&mut self, sorted: &[f64], remark: &str) {
+        self.note(
+            "fdatasync of 4 KiB, p50",
+            (percentile(sorted, 0.5), "ms"),
+            format!("p99 {:.2} ms{remark}", percentile(sorted, 0.99)),
+        );
+    }
 }

@@ -3,7 +3,6 @@
 use std::{
     fs::{self, File},
     io,
-    net::SocketAddr,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     time::Duration,
@@ -16,8 +15,7 @@ use crate::{
         gateway::{self, Gateway, Setup, ledger_url},
         ledgers,
         load::{Args as Load, Method, Report},
-        process::counts,
-        statistics::{median, percentile},
+        statistics::median,
         stub::Stub,
     },
     table::{Table, Target},
@@ -33,24 +31,20 @@ pub fn measure(options: &Options) -> Result<Table, Failure> {
     let bytes = fs::metadata(&ledger)?.len() as f64 / options.keys as f64;
 
     let stub = Stub::start(&[])?;
-    let gateways = Gateways {
-        binary: gateway::binary(),
-        surveylab: stub.address,
-        directory: directory.path(),
-    };
+    let start = |ledger: &Path| start(&stub, directory.path(), ledger);
     files::evict(&ledger)?;
-    let uncached = gateways.start(&ledger)?.0;
-    let cached = gateways.start(&ledger)?.0;
+    let uncached = start(&ledger)?.0;
+    let cached = start(&ledger)?.0;
 
     let mut peak_memory: f64 = 0.0;
     let mut rounds = Vec::new();
     for round in 0..options.rounds.max(1) {
         let seed = u64::from(round) * 2;
         let empty = files::scratch("empty-")?;
-        let (_, gateway) = gateways.start(&empty.path().join("ledger.db"))?;
+        let (_, gateway) = start(&empty.path().join("ledger.db"))?;
         let on_empty = load(&gateway, seed, options.seconds).run()?;
         drop(gateway);
-        let (_, gateway) = gateways.start(&ledger)?;
+        let (_, gateway) = start(&ledger)?;
         let on_grown = load(&gateway, seed + 1, options.seconds).run()?;
         peak_memory = peak_memory.max(gateway.process.peak_memory()?);
         eprintln!(
@@ -62,7 +56,7 @@ pub fn measure(options: &Options) -> Result<Table, Failure> {
 
     let mut syncs = disk::fdatasyncs(directory.path())?;
     syncs.sort_by(f64::total_cmp);
-    let (_, gateway) = gateways.start(&ledger)?;
+    let (_, gateway) = start(&ledger)?;
     let mut wal = Wal::of(&ledger);
     let modest = Load {
         rate: Some(MODEST),
@@ -72,19 +66,12 @@ pub fn measure(options: &Options) -> Result<Table, Failure> {
     peak_memory = peak_memory.max(gateway.process.peak_memory()?);
     drop(gateway);
     let left = fs::metadata(&wal.path)?.len();
-    let (after_kill, _) = gateways.start(&ledger)?;
+    let (after_kill, _) = start(&ledger)?;
 
-    match counts(stub.address)? {
-        (_, 0) => {}
-        (_, repeated) => return Err(format!("grown: SurveyLab got {repeated} keys more than once").into()),
-    }
+    stub.requests()?;
     let mut table = Table::new(format!("A ledger of {} keys", options.keys));
     table.throughput(&rounds);
-    table.note(
-        "fdatasync of 4 KiB, p50",
-        (percentile(&syncs, 0.5), "ms"),
-        format!("p99 {:.2} ms; a call waits for two", percentile(&syncs, 0.99)),
-    );
+    table.fdatasyncs(&syncs, "; a call waits for two");
     table.p99(&modest, &wal);
     for (what, took, remark) in [
         ("start, its pages not in memory", uncached, String::new()),
@@ -92,7 +79,7 @@ pub fn measure(options: &Options) -> Result<Table, Failure> {
         (
             "start after a kill",
             after_kill,
-            format!("its WAL {:.0} MiB", left as f64 / MEBIBYTE),
+            format!("its WAL {:.0} MiB", left as f64 / files::MEBIBYTE),
         ),
     ] {
         table.limit(what, (took.as_secs_f64() * 1e3, "ms"), Target::Below(1_000.0), remark);
@@ -102,27 +89,15 @@ pub fn measure(options: &Options) -> Result<Table, Failure> {
     Ok(table)
 }
 
-const MEBIBYTE: f64 = 1024.0 * 1024.0;
-
-struct Gateways<'a> {
-    binary: PathBuf,
-    surveylab: SocketAddr,
-    directory: &'a Path,
-}
-
-impl Gateways<'_> {
-    /// One that serves, and how long it took until it did.
-    fn start(&self, ledger: &Path) -> Result<(Duration, Gateway), Failure> {
-        let setup = Setup {
-            binary: &self.binary,
-            surveylab: self.surveylab,
-            directory: self.directory,
-            ledger: Some(&ledger_url(ledger)),
-            options: &gateway::UNLIMITED,
-        };
-        let mut gateway = setup.spawn()?;
-        Ok((gateway.until_it_serves()?, gateway))
-    }
+/// A gateway that serves, and how long it took until it did.
+fn start(stub: &Stub, directory: &Path, ledger: &Path) -> Result<(Duration, Gateway), Failure> {
+    let setup = Setup {
+        ledger: Some(&ledger_url(ledger)),
+        options: &gateway::UNLIMITED,
+        ..Setup::new(stub.address, directory)
+    };
+    let mut gateway = setup.spawn()?;
+    Ok((gateway.until_it_serves()?, gateway))
 }
 
 fn load(gateway: &Gateway, seed: u64, seconds: f64) -> Load {
@@ -163,7 +138,7 @@ impl Table {
         let remark = format!(
             "{} checkpoints, WAL up to {:.0} MiB; p50 {:.2} ms, p99.9 {:.1} ms, max {:.1} ms",
             wal.restarts,
-            wal.longest as f64 / MEBIBYTE,
+            wal.longest as f64 / files::MEBIBYTE,
             report.p50,
             report.p999,
             report.max

@@ -7,9 +7,10 @@
 use crate::{
     Options, disk,
     support::{
-        Failure, bare, files, gateway,
+        Failure, bare, files,
+        gateway::{self, Setup},
         load::{Args as Load, Method, Report},
-        process::{Process, counts, free_address},
+        process::Process,
         statistics::{median, percentile},
         stub::Stub,
     },
@@ -22,10 +23,11 @@ pub fn measure(options: &Options) -> Result<Table, Failure> {
     let directory = files::scratch("latency-")?;
     let mut syncs = disk::fdatasyncs(directory.path())?;
     let stub = Stub::start(&["--latency", "100"])?;
-    let bound = (gateway::binary(), stub.address);
-    let load = |target, method, process: &Process| Load {
+    let load = |target, method, process: &Process, seed, rate| Load {
         in_flight: IN_FLIGHT,
         seconds: options.seconds,
+        seed,
+        rate,
         ..Load::new(target, method, process)
     };
 
@@ -35,19 +37,11 @@ pub fn measure(options: &Options) -> Result<Table, Failure> {
     for round in 0..options.rounds.max(1) {
         let seed = u64::from(round) * 4;
         let directory = files::scratch("latency-")?;
-        let setup = gateway::Setup {
-            binary: &bound.0,
-            surveylab: bound.1,
-            directory: directory.path(),
-            ledger: None,
+        let setup = Setup {
             options: &gateway::UNLIMITED,
+            ..Setup::new(stub.address, directory.path())
         };
         let gateway = setup.start()?;
-        let load = |target, method, process: &Process, seed, rate| Load {
-            rate,
-            seed,
-            ..load(target, method, process)
-        };
         let rate = match rate {
             Some(rate) => rate,
             None => {
@@ -61,9 +55,7 @@ pub fn measure(options: &Options) -> Result<Table, Failure> {
         let through = load(gateway.address, Method::Unary, &gateway.process, seed + 1, Some(rate)).run()?;
         drop(gateway);
         let direct = load(stub.address, Method::Http, &stub.process, seed + 2, Some(rate)).run()?;
-        let listen = free_address()?;
-        let mut bare = Process::start(&mut bare::command(listen, stub.address)?)?;
-        bare.listens(listen)?;
+        let (bare, listen) = bare::start(stub.address)?;
         let bare = load(listen, Method::Unary, &bare, seed + 3, Some(rate)).run()?;
         eprintln!(
             "latency, round {round}: p50 {:.2} ms, directly {:.2} ms, pass-through {:.2} ms",
@@ -71,10 +63,7 @@ pub fn measure(options: &Options) -> Result<Table, Failure> {
         );
         rounds.push(Round { through, direct, bare });
     }
-    match counts(stub.address)? {
-        (_, 0) => {}
-        (_, repeated) => return Err(format!("latency: SurveyLab got {repeated} keys more than once").into()),
-    }
+    stub.requests()?;
     syncs.append(&mut disk::fdatasyncs(directory.path())?);
     syncs.sort_by(f64::total_cmp);
     Ok(table(&rounds, most, &syncs))
@@ -93,18 +82,13 @@ fn table(rounds: &[Round], most: f64, syncs: &[f64]) -> Table {
             .map(|percentile| middle(&|round| percentile(report(round))));
         format!("p50 {p50:.2} ms, p99 {p99:.2} ms")
     };
-    let sync = percentile(syncs, 0.5);
-    let bound = 2.0 * sync + 1.0;
+    let bound = 2.0 * percentile(syncs, 0.5) + 1.0;
     let rate = middle(&|round| round.through.per_second);
     let mut table = Table::new(format!(
         "Latency added to 100 ms, {rate:.0}/s, half of {most:.0}/s; medians of {} rounds",
         rounds.len()
     ));
-    table.note(
-        "fdatasync of 4 KiB, p50",
-        (sync, "ms"),
-        format!("p99 {:.2} ms, while nothing else was measured", percentile(syncs, 0.99)),
-    );
+    table.fdatasyncs(syncs, ", while nothing else was measured");
     table.limit(
         "added, p50",
         (middle(&|round| round.through.p50 - round.direct.p50), "ms"),

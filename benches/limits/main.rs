@@ -20,20 +20,9 @@ mod table;
 
 use std::{fs, process::ExitCode};
 
-use clap::{Parser, ValueEnum};
-use support::{Failure, Part, files, process::raise_file_limit};
+use clap::ValueEnum;
+use support::{Failure, files, process::raise_file_limit};
 use table::Table;
-
-#[derive(Parser)]
-struct Cli {
-    #[command(subcommand)]
-    part: Option<Part>,
-    #[command(flatten)]
-    options: Options,
-    /// What cargo calls every benchmark with.
-    #[arg(long, hide = true)]
-    bench: bool,
-}
 
 #[derive(clap::Args)]
 struct Options {
@@ -54,7 +43,7 @@ struct Options {
     rounds: u32,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Limit {
     Latency,
     Rate,
@@ -76,18 +65,7 @@ impl Limit {
 }
 
 fn main() -> ExitCode {
-    let Cli { part, options, .. } = Cli::parse();
-    let done = match part {
-        Some(part) => part.run(),
-        None => run(&options),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    support::main(run)
 }
 
 fn run(options: &Options) -> Result<(), Failure> {
@@ -104,7 +82,7 @@ fn run(options: &Options) -> Result<(), Failure> {
                 tables += &format!("{table}\n");
             }
             // The others are worth having, after minutes.
-            Err(error) => failed.push(error.to_string()),
+            Err(error) => failed.push(format!("{limit:?}: {error}")),
         }
     }
     fs::write(files::directory("")?.join("limits.md"), tables)?;

@@ -8,9 +8,9 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use crate::{
     Options,
     support::{
-        Failure, files, gateway,
+        Failure, files,
+        gateway::{self, Setup},
         load::{Args as Load, Method},
-        process::counts,
         statistics::median,
         stub::Stub,
     },
@@ -37,14 +37,7 @@ const REST: Duration = Duration::from_secs(2);
 fn idle(table: &mut Table) -> Result<(), Failure> {
     let directory = files::scratch("memory-")?;
     let stub = Stub::start(&[])?;
-    let setup = gateway::Setup {
-        binary: &gateway::binary(),
-        surveylab: stub.address,
-        directory: directory.path(),
-        ledger: None,
-        options: &[],
-    };
-    let gateway = setup.start()?;
+    let gateway = Setup::new(stub.address, directory.path()).start()?;
     thread::sleep(REST);
     let memory = gateway.process.memory()?;
     table.limit("idle, nothing asked yet", (memory, "MiB"), Target::Below(20.0), "");
@@ -54,12 +47,9 @@ fn idle(table: &mut Table) -> Result<(), Failure> {
 fn stream(table: &mut Table, rows: u64) -> Result<(), Failure> {
     let directory = files::scratch("memory-")?;
     let stub = Stub::start(&[])?;
-    let setup = gateway::Setup {
-        binary: &gateway::binary(),
-        surveylab: stub.address,
-        directory: directory.path(),
-        ledger: None,
+    let setup = Setup {
         options: &gateway::UNLIMITED,
+        ..Setup::new(stub.address, directory.path())
     };
     let gateway = setup.start()?;
     let load = Load {
@@ -73,9 +63,9 @@ fn stream(table: &mut Table, rows: u64) -> Result<(), Failure> {
         samples.push(gateway.process.memory()?);
         Ok(())
     })?;
-    match counts(stub.address)? {
-        (requests, 0) if requests == rows => {}
-        counts => return Err(format!("memory: SurveyLab counted {counts:?} (all, repeated) of {rows}").into()),
+    let requests = stub.requests()?;
+    if requests != rows {
+        return Err(format!("SurveyLab got {requests} requests for {rows} rows").into());
     }
     let tenth = samples.len() / 10;
     let of = |range: Range<usize>| median(samples.get(range).unwrap_or_default().to_vec());
@@ -102,13 +92,10 @@ fn stream(table: &mut Table, rows: u64) -> Result<(), Failure> {
 fn callers(table: &mut Table) -> Result<(), Failure> {
     let directory = files::scratch("memory-")?;
     let stub = Stub::start(&[])?;
-    let setup = gateway::Setup {
-        binary: &gateway::binary(),
-        surveylab: stub.address,
-        directory: directory.path(),
-        ledger: None,
+    let setup = Setup {
         // By default there are places for 256.
         options: &["--max-connections", &CALLERS.to_string()],
+        ..Setup::new(stub.address, directory.path())
     };
     let gateway = setup.start()?;
     let before = gateway.process.memory()?;

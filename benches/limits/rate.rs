@@ -8,9 +8,9 @@ use std::{
 use crate::{
     Options,
     support::{
-        Failure, files, gateway,
+        Failure, files,
+        gateway::Setup,
         load::{Args as Load, Method},
-        process::counts,
         stub::Stub,
     },
     table::{Table, Target},
@@ -68,8 +68,8 @@ pub fn measure(options: &Options) -> Result<Table, Failure> {
         let Measured {
             arrivals,
             least_waiting,
-        } = run(case, options.seconds * case.times).map_err(|error| format!("rate, {name}: {error}"))?;
-        let used = used(&arrivals, case).ok_or_else(|| format!("rate, {name}: too few requests came"))?;
+        } = run(case, options.seconds * case.times).map_err(|error| format!("{name}: {error}"))?;
+        let used = used(&arrivals, case).ok_or_else(|| format!("{name}: too few requests came"))?;
         eprintln!("rate, {name}: {:.2} % used", used * 100.0);
         table.limit(
             format!("{name}: used of the rate"),
@@ -98,11 +98,7 @@ fn run(case: &Case, seconds: f64) -> Result<Measured, Failure> {
     let directory = files::scratch("rate-")?;
     let stub = Stub::start(&["--record"])?;
     let rate = format!("{}/s", case.per_second);
-    let setup = gateway::Setup {
-        binary: &gateway::binary(),
-        surveylab: stub.address,
-        directory: directory.path(),
-        ledger: None,
+    let setup = Setup {
         options: &[
             "--rate",
             &rate,
@@ -115,6 +111,7 @@ fn run(case: &Case, seconds: f64) -> Result<Measured, Failure> {
             "--max-in-flight",
             "1024",
         ],
+        ..Setup::new(stub.address, directory.path())
     };
     let gateway = setup.start()?;
     let load = Load {
@@ -144,13 +141,11 @@ fn run(case: &Case, seconds: f64) -> Result<Measured, Failure> {
         return Err(format!("the load failed: {}", gateway.last_words()).into());
     }
     let arrivals = stub.arrivals()?;
-    match counts(stub.address)? {
-        (_, 0) => Ok(Measured {
-            arrivals,
-            least_waiting,
-        }),
-        (_, repeated) => Err(format!("SurveyLab got {repeated} keys more than once").into()),
-    }
+    stub.requests()?;
+    Ok(Measured {
+        arrivals,
+        least_waiting,
+    })
 }
 
 /// The share of the rate that is used once the burst is spent and all callers are there: from one request to a later

@@ -5,7 +5,7 @@ use std::{fs, path::Path, process::Command};
 use crate::{
     support::{
         Failure, files,
-        gateway::{self, Setup, ledger_url},
+        gateway::{Setup, ledger_url},
         ledgers,
         statistics::{median, percentile},
         stub::Stub,
@@ -17,28 +17,25 @@ const KEYS: u64 = 10_000;
 const STARTS: usize = 20;
 
 pub fn measure() -> Result<Table, Failure> {
-    let binary = gateway::binary();
     let directory = files::scratch("start-")?;
     let ledger = directory.path().join("small.db");
     ledgers::copy(KEYS, &ledger)?;
-    let mebibytes = |path: &Path| Ok::<_, Failure>(fs::metadata(path)?.len() as f64 / (1024.0 * 1024.0));
+    let stub = Stub::start(&[])?;
+    let setup = Setup {
+        ledger: Some(&ledger_url(&ledger)),
+        ..Setup::new(stub.address, directory.path())
+    };
+    let binary = &setup.binary;
+    let mebibytes = |path: &Path| Ok::<_, Failure>(fs::metadata(path)?.len() as f64 / files::MEBIBYTE);
 
     let mut table = Table::new("Binary and start");
     let stripped = directory.path().join("stripped");
-    let remark = match Command::new("strip").arg("-o").arg(&stripped).arg(&binary).status() {
+    let remark = match Command::new("strip").arg("-o").arg(&stripped).arg(binary).status() {
         Ok(status) if status.success() => format!("stripped {:.1} MiB", mebibytes(&stripped)?),
         _ => "strip is missing".into(),
     };
-    table.limit("binary", (mebibytes(&binary)?, "MiB"), Target::Below(25.0), remark);
+    table.limit("binary", (mebibytes(binary)?, "MiB"), Target::Below(25.0), remark);
 
-    let stub = Stub::start(&[])?;
-    let setup = Setup {
-        binary: &binary,
-        surveylab: stub.address,
-        directory: directory.path(),
-        ledger: Some(&ledger_url(&ledger)),
-        options: &[],
-    };
     let start = |table: &mut Table, what: &str, before: &dyn Fn() -> Result<(), Failure>| {
         let mut took = Vec::new();
         for _ in 0..STARTS {
@@ -57,7 +54,7 @@ pub fn measure() -> Result<Table, Failure> {
     };
     start(&mut table, "in memory", &|| Ok(()))?;
     start(&mut table, "not in memory, nor the binary", &|| {
-        files::evict(&binary)?;
+        files::evict(binary)?;
         Ok(files::evict(&ledger)?)
     })?;
     Ok(table)

@@ -1,23 +1,14 @@
 //! Rounds, and the table that comes of them.
 
-use std::{
-    collections::BTreeMap,
-    env,
-    fmt::Write as _,
-    fs,
-    net::SocketAddr,
-    path::PathBuf,
-    process::{Command, Stdio},
-    time::Instant,
-};
+use std::{collections::BTreeMap, fmt::Write as _, fs, path::PathBuf, time::Instant};
 
 use crate::{
     peer::{Peer, Wanted, YARDSTICK, peers},
     support::{
         Failure, files,
-        load::Report,
-        process::{Process, counts},
+        load::{Args as Load, Method, Report},
         statistics::median,
+        stub::Stub,
     },
 };
 
@@ -43,59 +34,59 @@ pub struct Args {
 #[derive(Clone, Copy)]
 struct Scenario {
     name: &'static str,
-    method: &'static str,
-    in_flight: &'static str,
+    method: Method,
+    in_flight: usize,
     /// Of SurveyLab, in milliseconds.
-    latency: &'static str,
-    duplicates_of: &'static str,
+    latency: u32,
+    duplicates_of: u64,
     /// Calls a second; as many as can be without.
-    rate: Option<&'static str>,
+    rate: Option<f64>,
 }
 
 impl Scenario {
     fn wanted(&self) -> Wanted {
         Wanted {
-            stream: self.method == "stream",
-            duplicates: self.duplicates_of != "0",
-            latency: self.latency != "0",
+            stream: self.method == Method::Stream,
+            duplicates: self.duplicates_of > 0,
+            latency: self.latency > 0,
         }
     }
 }
 
-const fn scenario(name: &'static str, method: &'static str, in_flight: &'static str) -> Scenario {
+const fn scenario(name: &'static str, method: Method, in_flight: usize) -> Scenario {
     Scenario {
         name,
         method,
         in_flight,
-        latency: "0",
-        duplicates_of: "0",
+        latency: 0,
+        duplicates_of: 0,
         rate: None,
     }
 }
 
 const SCENARIOS: [Scenario; 7] = [
-    scenario("unary", "unary", "64"),
-    scenario("stream", "stream", "256"),
+    scenario("unary", Method::Unary, 64),
+    scenario("stream", Method::Stream, 256),
     Scenario {
-        duplicates_of: "50000",
-        ..scenario("unary duplicates", "unary", "64")
+        duplicates_of: 50_000,
+        ..scenario("unary duplicates", Method::Unary, 64)
     },
     Scenario {
-        duplicates_of: "50000",
-        ..scenario("stream duplicates", "stream", "256")
+        duplicates_of: 50_000,
+        ..scenario("stream duplicates", Method::Stream, 256)
     },
     Scenario {
-        latency: "100",
-        ..scenario("unary, 100 ms", "unary", "1024")
+        latency: 100,
+        ..scenario("unary, 100 ms", Method::Unary, 1_024)
     },
     Scenario {
-        latency: "100",
-        ..scenario("stream, 100 ms", "stream", "256")
+        latency: 100,
+        ..scenario("stream, 100 ms", Method::Stream, 256)
     },
     Scenario {
-        latency: "100",
-        rate: Some("2000"),
-        ..scenario("unary, 100 ms, 2 000/s", "unary", "1024")
+        latency: 100,
+        rate: Some(2_000.0),
+        ..scenario("unary, 100 ms, 2 000/s", Method::Unary, 1_024)
     },
 ];
 
@@ -139,36 +130,24 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 
 fn measure(args: &Args, scenario: &Scenario, peer: &Peer, seed: u64) -> Result<Figure, Failure> {
     let directory = files::scratch("peers-")?;
-    let this = env::current_exe()?;
-    let mut stub = Process::start(Command::new(&this).args(["stub", "--latency", scenario.latency]))?;
-    let surveylab: SocketAddr = stub.line()?.parse()?;
-    let (process, address) = peer.start(surveylab, directory.path())?;
-    let mut load = Command::new(&this);
-    load.args(["load", "--target", &address.to_string(), "--method", scenario.method])
-        .args([
-            "--in-flight",
-            scenario.in_flight,
-            "--duplicates-of",
-            scenario.duplicates_of,
-        ])
-        .args(["--seconds", &args.seconds.to_string(), "--seed", &seed.to_string()])
-        .args(["--process", &process.id().to_string()])
-        .args(peer.load_arguments())
-        .stderr(Stdio::inherit());
-    if let Some(rate) = scenario.rate {
-        load.args(["--rate", rate]);
-    }
-    let output = load.output()?;
-    if !output.status.success() {
+    let stub = Stub::start(&["--latency", &scenario.latency.to_string()])?;
+    let (process, address) = peer.start(stub.address, directory.path())?;
+    let load = Load {
+        in_flight: scenario.in_flight,
+        rate: scenario.rate,
+        duplicates_of: scenario.duplicates_of,
+        seconds: args.seconds,
+        seed,
+        without_crk: peer.answers_without_crk(),
+        ..Load::new(address, scenario.method, &process)
+    };
+    let report = load.run().map_err(|error| {
         let log = fs::read_to_string(directory.path().join("log")).unwrap_or_default();
-        return Err(format!("the load failed; the peer's last words: {log}").into());
-    }
-    let (_, repeated) = counts(surveylab)?;
-    if repeated > 0 {
-        return Err(format!("SurveyLab got {repeated} keys more than once").into());
-    }
+        format!("the load: {error}; the peer's last words: {log}")
+    })?;
+    stub.requests()?;
     Ok(Figure {
-        report: serde_json::from_slice(&output.stdout)?,
+        report,
         peak_memory: process.peak_memory()?,
     })
 }

@@ -16,31 +16,6 @@ mod peer;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use support::Part;
-
-#[derive(Parser)]
-struct Cli {
-    #[command(subcommand)]
-    part: Option<Part>,
-    #[command(flatten)]
-    compare: compare::Args,
-    /// What cargo calls every benchmark with.
-    #[arg(long, hide = true)]
-    bench: bool,
-}
-
 fn main() -> ExitCode {
-    let Cli { part, compare, .. } = Cli::parse();
-    let done = match part {
-        Some(part) => part.run(),
-        None => compare::run(&compare),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    support::main(compare::run)
 }

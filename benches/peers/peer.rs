@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    io,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
@@ -58,59 +59,56 @@ impl Peer {
         }
     }
 
-    /// What the load has to know of its answers.
-    pub fn load_arguments(&self) -> &'static [&'static str] {
-        match self.kind {
-            // An answer is made of SurveyLab's alone, which does not hold the key.
-            Kind::Envoy => &["--without-crk"],
-            Kind::Gateway { .. } | Kind::Bare | Kind::Python { .. } => &[],
-        }
+    /// An answer of Envoy's is made of SurveyLab's alone, which does not hold the key.
+    pub fn answers_without_crk(&self) -> bool {
+        matches!(self.kind, Kind::Envoy)
     }
 
     pub fn start(&self, surveylab: SocketAddr, directory: &Path) -> Result<(Process, SocketAddr), Failure> {
-        let listen = free_address()?;
-        let python = |script: &str| {
-            let mut command = Command::new(environment().join("bin/python"));
-            command
-                .arg(Path::new(DIRECTORY).join(script))
-                .args([listen.to_string(), surveylab.to_string()]);
-            command
-        };
-        let mut command = match &self.kind {
+        match &self.kind {
             Kind::Gateway { binary, ledger } => {
                 let setup = Setup {
-                    binary,
-                    surveylab,
-                    directory,
+                    binary: binary.clone(),
                     ledger: *ledger,
                     options: &gateway::UNLIMITED,
+                    ..Setup::new(surveylab, directory)
                 };
                 let gateway = setup.start()?;
-                return Ok((gateway.process, gateway.address));
+                Ok((gateway.process, gateway.address))
             }
-            Kind::Bare => bare::command(listen, surveylab)?,
+            Kind::Bare => Ok(bare::start(surveylab)?),
             Kind::Python { group_commit } => {
-                let mut command = python("python/peer.py");
-                command.arg(directory.join("ledger.db"));
-                if *group_commit {
-                    command.arg("--group-commit");
-                }
-                command
+                let ledger = directory.join("ledger.db");
+                let group_commit = group_commit.then_some("--group-commit");
+                script("python/peer.py", surveylab, directory, |command| {
+                    command.arg(ledger).args(group_commit)
+                })
             }
-            Kind::Envoy => {
-                let mut command = python("envoy/peer.py");
-                command.arg(directory);
-                command
-            }
-        };
-        let log = File::create(directory.join("log"))?;
-        let mut process = Process::start(command.stderr(log))?;
-        process.listens(listen).map_err(|error| {
-            let log = fs::read_to_string(directory.join("log")).unwrap_or_default();
-            format!("{} did not start: {error}\n{log}", self.name)
-        })?;
-        Ok((process, listen))
+            Kind::Envoy => script("envoy/peer.py", surveylab, directory, |command| command.arg(directory)),
+        }
     }
+}
+
+/// Starts one that a script is, or starts, and waits until it accepts connections.
+fn script(
+    path: &str,
+    surveylab: SocketAddr,
+    directory: &Path,
+    arguments: impl FnOnce(&mut Command) -> &mut Command,
+) -> Result<(Process, SocketAddr), Failure> {
+    let listen = free_address()?;
+    let log = directory.join("log");
+    let mut command = Command::new(environment()?.join("bin/python"));
+    command
+        .arg(Path::new(DIRECTORY).join(path))
+        .args([listen.to_string(), surveylab.to_string()])
+        .stderr(File::create(&log)?);
+    let mut process = Process::start(arguments(&mut command))?;
+    process.listens(listen).map_err(|error| {
+        let log = fs::read_to_string(log).unwrap_or_default();
+        format!("{path} did not start: {error}\n{log}")
+    })?;
+    Ok((process, listen))
 }
 
 /// All peers that can be had here.
@@ -162,13 +160,13 @@ pub fn peers(other: Option<&Path>) -> Vec<Peer> {
 }
 
 /// The Python environment of the peers that come from there.
-fn environment() -> PathBuf {
-    files::target().join("bench/python")
+fn environment() -> io::Result<PathBuf> {
+    files::directory("python")
 }
 
 /// Puts a peer's packages into the environment, which is made if it is missing, unless they are there.
 fn install(peer: &str) -> Result<(), Failure> {
-    let environment = environment();
+    let environment = environment()?;
     let python = environment.join("bin/python");
     let requirements = Path::new(DIRECTORY).join(peer).join("requirements.txt");
     let wanted = fs::read(&requirements)?;

@@ -19,7 +19,10 @@ use tonic::{
     transport::{Server, server::TcpIncoming},
 };
 
-use super::Failure;
+use super::{
+    Failure,
+    process::{Process, free_address},
+};
 
 /// Items of a stream in flight.
 const WINDOW: usize = 256;
@@ -32,14 +35,17 @@ pub struct Args {
     surveylab: SocketAddr,
 }
 
-/// The pass-through as a process of its own.
-pub fn command(listen: SocketAddr, surveylab: SocketAddr) -> io::Result<Command> {
-    let mut command = Command::new(env::current_exe()?);
-    command
-        .arg("bare")
-        .args(["--listen", &listen.to_string()])
-        .args(["--surveylab", &surveylab.to_string()]);
-    Ok(command)
+/// Starts the pass-through as a process of its own, and waits until it accepts connections.
+pub fn start(surveylab: SocketAddr) -> io::Result<(Process, SocketAddr)> {
+    let listen = free_address()?;
+    let mut process = Process::start(
+        Command::new(env::current_exe()?)
+            .arg("bare")
+            .args(["--listen", &listen.to_string()])
+            .args(["--surveylab", &surveylab.to_string()]),
+    )?;
+    process.listens(listen)?;
+    Ok((process, listen))
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {

@@ -10,7 +10,9 @@ use std::{
 
 use tempfile::TempDir;
 
-pub fn target() -> PathBuf {
+pub const MEBIBYTE: f64 = 1024.0 * 1024.0;
+
+fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), Into::into)
 }
 

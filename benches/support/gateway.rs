@@ -29,7 +29,7 @@ pub fn binary() -> PathBuf {
 
 /// How one is to be started.
 pub struct Setup<'a> {
-    pub binary: &'a Path,
+    pub binary: PathBuf,
     pub surveylab: SocketAddr,
     /// Gets the token, the log, and the ledger if there is no other.
     pub directory: &'a Path,
@@ -46,7 +46,18 @@ pub struct Gateway {
     spawned: Instant,
 }
 
-impl Setup<'_> {
+impl<'a> Setup<'a> {
+    /// With the defaults of its options, to be changed as needed.
+    pub fn new(surveylab: SocketAddr, directory: &'a Path) -> Self {
+        Self {
+            binary: binary(),
+            surveylab,
+            directory,
+            ledger: None,
+            options: &[],
+        }
+    }
+
     /// Starts the process, and waits for nothing.
     pub fn spawn(&self) -> io::Result<Gateway> {
         let (address, admin) = (free_address()?, free_address()?);
@@ -56,7 +67,7 @@ impl Setup<'_> {
         let log = self.directory.join("log");
         let spawned = Instant::now();
         let process = Process::start(
-            Command::new(self.binary)
+            Command::new(&self.binary)
                 .args(["serve", "--log-format", "text"])
                 .args(["--listen", &address.to_string()])
                 .args(["--admin-listen", &admin.to_string()])

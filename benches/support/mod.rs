@@ -3,7 +3,9 @@
 
 #![allow(dead_code, reason = "no benchmark uses all of it")]
 
-use std::error::Error;
+use std::{error::Error, process::ExitCode};
+
+use clap::Parser as _;
 
 mod arrival;
 pub mod bare;
@@ -20,7 +22,7 @@ pub type Failure = Box<dyn Error + Send + Sync>;
 
 /// The processes that a benchmark starts for itself.
 #[derive(clap::Subcommand)]
-pub enum Part {
+enum Part {
     #[command(hide = true)]
     Stub(stub::Args),
     #[command(hide = true)]
@@ -30,11 +32,38 @@ pub enum Part {
 }
 
 impl Part {
-    pub fn run(self) -> Result<(), Failure> {
+    fn run(self) -> Result<(), Failure> {
         match self {
             Self::Stub(args) => stub::run(&args).map_err(Into::into),
             Self::Bare(args) => bare::run(&args),
             Self::Load(args) => load::run(args),
+        }
+    }
+}
+
+#[derive(clap::Parser)]
+struct Cli<Options: clap::Args> {
+    #[command(subcommand)]
+    part: Option<Part>,
+    #[command(flatten)]
+    options: Options,
+    /// What cargo calls every benchmark with.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// A benchmark's own main function, or that of a process it has started.
+pub fn main<Options: clap::Args>(run: impl FnOnce(&Options) -> Result<(), Failure>) -> ExitCode {
+    let Cli { part, options, .. } = Cli::parse();
+    let done = match part {
+        Some(part) => part.run(),
+        None => run(&options),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
         }
     }
 }

@@ -114,14 +114,6 @@ pub fn free_address() -> io::Result<SocketAddr> {
     TcpListener::bind("127.0.0.1:0")?.local_addr()
 }
 
-/// What the stub has counted: requests, and those that repeated a key.
-pub fn counts(stub: SocketAddr) -> io::Result<(u64, u64)> {
-    let body = get(stub, "/counts")?;
-    let (requests, repeated) = body.split_once(' ').ok_or(io::ErrorKind::InvalidData)?;
-    let number = |text: &str| text.parse().map_err(io::Error::other);
-    Ok((number(requests)?, number(repeated)?))
-}
-
 /// What an HTTP server answers with, which closes the connection after it.
 pub fn get(server: SocketAddr, path: &str) -> io::Result<String> {
     let mut socket = TcpStream::connect(server)?;

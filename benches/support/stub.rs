@@ -60,6 +60,16 @@ impl Stub {
         Ok(Self { process, address })
     }
 
+    /// How many requests came, if none of them repeated a key.
+    pub fn requests(&self) -> Result<u64, Failure> {
+        let told = get(self.address, "/counts")?;
+        let (requests, repeated) = told.split_once(' ').ok_or("no counts")?;
+        match repeated {
+            "0" => Ok(requests.parse()?),
+            _ => Err(format!("SurveyLab got {repeated} keys more than once").into()),
+        }
+    }
+
     /// When requests came, in nanoseconds since the first; the kernel's times, so that nothing seems to come at once only
     /// because the stub did not get to run.
     pub fn arrivals(&self) -> Result<Vec<u64>, Failure> {
