@@ -1,24 +1,16 @@
 //! Rounds, and the table that comes of them.
 
-use std::{
-    collections::BTreeMap,
-    env,
-    error::Error,
-    fmt::Write as _,
-    fs::{self, File},
-    io::Write as _,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::Instant,
-};
+use std::{collections::BTreeMap, fmt::Write as _, fs, path::PathBuf, time::Instant};
 
-use crate::support::{
-    load::Report,
-    process::{Process, counts, free_address},
+use crate::{
+    peer::{Peer, Wanted, YARDSTICK, peers},
+    support::{
+        Failure, files,
+        load::{Args as Load, Method, Report},
+        statistics::median,
+        stub::Stub,
+    },
 };
-
-type Failure = Box<dyn Error + Send + Sync>;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -42,226 +34,61 @@ pub struct Args {
 #[derive(Clone, Copy)]
 struct Scenario {
     name: &'static str,
-    method: &'static str,
-    in_flight: &'static str,
+    method: Method,
+    in_flight: usize,
     /// Of SurveyLab, in milliseconds.
-    latency: &'static str,
-    duplicates_of: &'static str,
+    latency: u32,
+    duplicates_of: u64,
     /// Calls a second; as many as can be without.
-    rate: Option<&'static str>,
+    rate: Option<f64>,
 }
 
-const fn scenario(name: &'static str, method: &'static str, in_flight: &'static str) -> Scenario {
+impl Scenario {
+    fn wanted(&self) -> Wanted {
+        Wanted {
+            stream: self.method == Method::Stream,
+            duplicates: self.duplicates_of > 0,
+            latency: self.latency > 0,
+        }
+    }
+}
+
+const fn scenario(name: &'static str, method: Method, in_flight: usize) -> Scenario {
     Scenario {
         name,
         method,
         in_flight,
-        latency: "0",
-        duplicates_of: "0",
+        latency: 0,
+        duplicates_of: 0,
         rate: None,
     }
 }
 
 const SCENARIOS: [Scenario; 7] = [
-    scenario("unary", "unary", "64"),
-    scenario("stream", "stream", "256"),
+    scenario("unary", Method::Unary, 64),
+    scenario("stream", Method::Stream, 256),
     Scenario {
-        duplicates_of: "50000",
-        ..scenario("unary duplicates", "unary", "64")
+        duplicates_of: 50_000,
+        ..scenario("unary duplicates", Method::Unary, 64)
     },
     Scenario {
-        duplicates_of: "50000",
-        ..scenario("stream duplicates", "stream", "256")
+        duplicates_of: 50_000,
+        ..scenario("stream duplicates", Method::Stream, 256)
     },
     Scenario {
-        latency: "100",
-        ..scenario("unary, 100 ms", "unary", "1024")
+        latency: 100,
+        ..scenario("unary, 100 ms", Method::Unary, 1_024)
     },
     Scenario {
-        latency: "100",
-        ..scenario("stream, 100 ms", "stream", "256")
+        latency: 100,
+        ..scenario("stream, 100 ms", Method::Stream, 256)
     },
     Scenario {
-        latency: "100",
-        rate: Some("2000"),
-        ..scenario("unary, 100 ms, 2 000/s", "unary", "1024")
+        latency: 100,
+        rate: Some(2_000.0),
+        ..scenario("unary, 100 ms, 2 000/s", Method::Unary, 1_024)
     },
 ];
-
-enum Kind {
-    /// A binary, and what it is to use as its ledger; `None` for an SQLite file of its own.
-    Gateway {
-        binary: PathBuf,
-        ledger: Option<&'static str>,
-    },
-    Bare,
-    Python {
-        group_commit: bool,
-    },
-}
-
-struct Peer {
-    name: &'static str,
-    kind: Kind,
-}
-
-/// All else is told as a ratio to this one's figures of the same round.
-const YARDSTICK: &str = "bare reqwest";
-
-impl Peer {
-    /// Can it be asked this?
-    fn takes_part(&self, scenario: &Scenario) -> bool {
-        match self.kind {
-            // It can't tell a duplicate.
-            Kind::Bare => scenario.duplicates_of == "0",
-            // It would take hours at its pace, and shows nothing new.
-            Kind::Python { .. } => scenario.latency == "0",
-            Kind::Gateway { .. } => true,
-        }
-    }
-
-    fn start(&self, surveylab: SocketAddr, directory: &Path) -> Result<(Process, SocketAddr), Failure> {
-        let listen = free_address()?;
-        let mut command = match &self.kind {
-            Kind::Gateway { binary, ledger } => {
-                let token = directory.join("token");
-                fs::write(&token, "token")?;
-                let file = format!("sqlite:{}", directory.join("ledger.db").display());
-                let mut command = Command::new(binary);
-                command
-                    .args([
-                        "serve",
-                        "--rate",
-                        "1000000/s",
-                        "--burst",
-                        "100000",
-                        "--max-in-flight",
-                        "4096",
-                    ])
-                    .args([
-                        "--max-queue",
-                        "100000",
-                        "--stream-window",
-                        "256",
-                        "--log-format",
-                        "text",
-                    ])
-                    .args([
-                        "--admin-listen",
-                        &free_address()?.to_string(),
-                        "--listen",
-                        &listen.to_string(),
-                    ])
-                    .args(["--surveylab-url", &format!("http://{surveylab}/webhook")])
-                    .args(["--ledger", ledger.unwrap_or(&file)])
-                    .arg("--api-token-file")
-                    .arg(token)
-                    .env("RUST_LOG", "warn");
-                command
-            }
-            Kind::Bare => {
-                let mut command = Command::new(env::current_exe()?);
-                command.args([
-                    "bare",
-                    "--listen",
-                    &listen.to_string(),
-                    "--surveylab",
-                    &surveylab.to_string(),
-                ]);
-                command
-            }
-            Kind::Python { group_commit } => {
-                let mut command = Command::new(python()?);
-                command
-                    .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/python/peer.py"))
-                    .args([listen.to_string(), surveylab.to_string()])
-                    .arg(directory.join("ledger.db"));
-                if *group_commit {
-                    command.arg("--group-commit");
-                }
-                command
-            }
-        };
-        let log = File::create(directory.join("log"))?;
-        let mut process = Process::start(command.stderr(log))?;
-        process.listens(listen).map_err(|error| {
-            let log = fs::read_to_string(directory.join("log")).unwrap_or_default();
-            format!("{} did not start: {error}\n{log}", self.name)
-        })?;
-        Ok((process, listen))
-    }
-}
-
-/// The interpreter of the Python peers' environment, which is made if it is missing.
-fn python() -> Result<PathBuf, Failure> {
-    let environment = target().join("bench/python");
-    let python = environment.join("bin/python");
-    let complete = environment.join("complete");
-    if !complete.exists() {
-        let mut make = Command::new("python3");
-        let mut install = Command::new(&python);
-        let requirements = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/python/requirements.txt");
-        install.args([
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--only-binary",
-            ":all:",
-            "--requirement",
-            requirements,
-        ]);
-        for command in [make.args(["-m", "venv"]).arg(&environment), &mut install] {
-            if !command.status()?.success() {
-                return Err(format!("{command:?} failed").into());
-            }
-        }
-        File::create(complete)?;
-    }
-    Ok(python)
-}
-
-fn target() -> PathBuf {
-    env::var_os("CARGO_TARGET_DIR").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), Into::into)
-}
-
-fn peers(args: &Args) -> Vec<Peer> {
-    let this =
-        env::var_os("GATEWAY_UNDER_TEST").map_or_else(|| env!("CARGO_BIN_EXE_surveylab-gateway").into(), Into::into);
-    let gateway = |binary, ledger| Kind::Gateway { binary, ledger };
-    let mut peers = vec![
-        Peer {
-            name: YARDSTICK,
-            kind: Kind::Bare,
-        },
-        Peer {
-            name: "gateway, SQLite",
-            kind: gateway(PathBuf::clone(&this), None),
-        },
-        Peer {
-            name: "gateway, memory",
-            kind: gateway(this, Some("memory:")),
-        },
-    ];
-    if let Some(other) = &args.other {
-        peers.push(Peer {
-            name: "other gateway, SQLite",
-            kind: gateway(other.clone(), None),
-        });
-    }
-    match python() {
-        Err(error) => eprintln!("left out: the Python peers ({error})"),
-        Ok(_) => peers.extend([false, true].map(|group_commit| Peer {
-            name: if group_commit {
-                "Python, group commit"
-            } else {
-                "Python, commit per call"
-            },
-            kind: Kind::Python { group_commit },
-        })),
-    }
-    peers
-}
 
 /// What one peer showed in one scenario, in one round.
 struct Figure {
@@ -270,14 +97,14 @@ struct Figure {
 }
 
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let peers = peers(args);
+    let peers = peers(args.other.as_deref());
     let named = |names: &[String], name: &str| names.is_empty() || names.iter().any(|part| name.contains(part));
     let mut figures: BTreeMap<(usize, usize), Vec<Figure>> = BTreeMap::new();
     for round in 1..=args.rounds {
         for (row, scenario) in SCENARIOS.iter().enumerate() {
             for (column, peer) in peers.iter().enumerate() {
                 let chosen = named(&args.only, scenario.name) && named(&args.peers, peer.name);
-                if !chosen || !peer.takes_part(scenario) {
+                if !chosen || !peer.takes_part(&scenario.wanted()) {
                     continue;
                 }
                 let begin = Instant::now();
@@ -297,52 +124,32 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     let table = table(&peers, &figures);
     print!("{table}");
-    let directory = target().join("bench");
-    fs::create_dir_all(&directory)?;
-    File::create(directory.join("peers.md"))?.write_all(table.as_bytes())?;
+    fs::write(files::directory("")?.join("peers.md"), table)?;
     Ok(())
 }
 
 fn measure(args: &Args, scenario: &Scenario, peer: &Peer, seed: u64) -> Result<Figure, Failure> {
-    let directory = tempfile::Builder::new().prefix("peers-").tempdir_in(scratch()?)?;
-    let this = env::current_exe()?;
-    let mut stub = Process::start(Command::new(&this).args(["stub", "--latency", scenario.latency]))?;
-    let surveylab: SocketAddr = stub.line()?.parse()?;
-    let (process, address) = peer.start(surveylab, directory.path())?;
-    let mut load = Command::new(&this);
-    load.args(["load", "--target", &address.to_string(), "--method", scenario.method])
-        .args([
-            "--in-flight",
-            scenario.in_flight,
-            "--duplicates-of",
-            scenario.duplicates_of,
-        ])
-        .args(["--seconds", &args.seconds.to_string(), "--seed", &seed.to_string()])
-        .args(["--process", &process.id().to_string()])
-        .stderr(Stdio::inherit());
-    if let Some(rate) = scenario.rate {
-        load.args(["--rate", rate]);
-    }
-    let output = load.output()?;
-    if !output.status.success() {
+    let directory = files::scratch("peers-")?;
+    let stub = Stub::start(&["--latency", &scenario.latency.to_string()])?;
+    let (process, address) = peer.start(stub.address, directory.path())?;
+    let load = Load {
+        in_flight: scenario.in_flight,
+        rate: scenario.rate,
+        duplicates_of: scenario.duplicates_of,
+        seconds: args.seconds,
+        seed,
+        without_crk: peer.answers_without_crk(),
+        ..Load::new(address, scenario.method, &process)
+    };
+    let report = load.run().map_err(|error| {
         let log = fs::read_to_string(directory.path().join("log")).unwrap_or_default();
-        return Err(format!("the load failed; the peer's last words: {log}").into());
-    }
-    let (_, repeated) = counts(surveylab)?;
-    if repeated > 0 {
-        return Err(format!("SurveyLab got {repeated} keys more than once").into());
-    }
+        format!("the load: {error}; the peer's last words: {log}")
+    })?;
+    stub.requests()?;
     Ok(Figure {
-        report: serde_json::from_slice(&output.stdout)?,
+        report,
         peak_memory: process.peak_memory()?,
     })
-}
-
-/// On a real disk, as a ledger's syncs are to cost what they cost.
-fn scratch() -> Result<PathBuf, Failure> {
-    let scratch = target().join("bench/scratch");
-    fs::create_dir_all(&scratch)?;
-    Ok(scratch)
 }
 
 fn table(peers: &[Peer], figures: &BTreeMap<(usize, usize), Vec<Figure>>) -> String {
@@ -393,14 +200,4 @@ fn table(peers: &[Peer], figures: &BTreeMap<(usize, usize), Vec<Figure>>) -> Str
         }
     }
     table
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match values.len() {
-        0 => f64::NAN,
-        count if count % 2 == 0 => f64::midpoint(values[middle - 1], values[middle]),
-        _ => values[middle],
-    }
 }

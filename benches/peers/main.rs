@@ -11,49 +11,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod bare;
 mod compare;
+mod peer;
 
-use std::{error::Error, process::ExitCode};
-
-use clap::{Parser, Subcommand};
-use support::{load, stub};
-
-#[derive(Parser)]
-struct Cli {
-    #[command(subcommand)]
-    part: Option<Part>,
-    #[command(flatten)]
-    compare: compare::Args,
-    /// What cargo calls every benchmark with.
-    #[arg(long, hide = true)]
-    bench: bool,
-}
-
-/// The processes that the comparison starts for itself.
-#[derive(Subcommand)]
-enum Part {
-    #[command(hide = true)]
-    Stub(stub::Args),
-    #[command(hide = true)]
-    Bare(bare::Args),
-    #[command(hide = true)]
-    Load(load::Args),
-}
+use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let Cli { part, compare, .. } = Cli::parse();
-    let done: Result<(), Box<dyn Error + Send + Sync>> = match part {
-        Some(Part::Stub(args)) => stub::run(&args).map_err(Into::into),
-        Some(Part::Bare(args)) => bare::run(&args),
-        Some(Part::Load(args)) => load::run(args),
-        None => compare::run(&compare),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    support::main(compare::run)
 }

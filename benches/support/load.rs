@@ -1,64 +1,136 @@
 //! A load of AddRespondent that checks every single answer: the right key, once, with the outcome that is due.
 
+mod calls;
+
 use std::{
-    error::Error,
+    env, io,
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    process::Command,
+    thread,
     time::{Duration, Instant},
 };
 
+use calls::{Caller, Done, Expected, stream, unary};
 use clap::ValueEnum;
-use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use serde::{Deserialize, Serialize};
-use surveylab_gateway::proto::{
-    AddRespondentRequest, AddRespondentResponse, Outcome, invitation_service_client::InvitationServiceClient,
-    stream_add_respondent_response::Result as ItemResult,
+use surveylab_gateway::proto::{Outcome, invitation_service_client::InvitationServiceClient};
+use tokio::time::sleep_until;
+use tonic::transport::Endpoint;
+
+use super::{
+    Failure,
+    keys::Keys,
+    process::{Process, cpu_seconds},
+    statistics::percentile,
 };
-use tokio::{sync::mpsc, task::JoinSet, time::sleep_until};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
-
-use super::process::cpu_seconds;
-
-type Failure = Box<dyn Error + Send + Sync>;
-
-/// Four connections, as a few callers would have; a stream uses the first.
-const CONNECTIONS: usize = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Method {
     Unary,
     Stream,
+    /// Plain requests to the stub itself, each in flight on a connection of its own: what is the stub's and the load's own.
+    Http,
 }
 
 #[derive(Clone, clap::Args)]
 pub struct Args {
     #[arg(long)]
-    target: SocketAddr,
+    pub target: SocketAddr,
     #[arg(long)]
-    method: Method,
+    pub method: Method,
     /// Calls in flight; with --rate the most there are.
     #[arg(long)]
-    in_flight: usize,
+    pub in_flight: usize,
+    /// A few, as callers would have; a stream uses the first.
+    #[arg(long, default_value_t = 4)]
+    pub connections: usize,
     /// Calls a second, each counted from when it was due; without it as many as can be.
     #[arg(long)]
-    rate: Option<f64>,
+    pub rate: Option<f64>,
+    /// Ends after so many instead of a time.
+    #[arg(long)]
+    pub calls: Option<u64>,
     /// Adds so many keys first, and then measures duplicates of them.
     #[arg(long, default_value_t = 0)]
-    duplicates_of: u64,
+    pub duplicates_of: u64,
     #[arg(long, default_value_t = 1.0)]
-    warm_up: f64,
+    pub warm_up: f64,
     #[arg(long, default_value_t = 10.0)]
-    seconds: f64,
+    pub seconds: f64,
     /// The process whose CPU time is measured.
     #[arg(long)]
-    process: u32,
+    pub process: u32,
     /// Other keys with another seed.
     #[arg(long, default_value_t = 1)]
-    seed: u64,
+    pub seed: u64,
+    /// Takes answers that hold no key, from a peer that can't put it there. One that holds another is still wrong.
+    #[arg(long)]
+    pub without_crk: bool,
+}
+
+impl Args {
+    /// As many at once as can be, to be changed as needed.
+    pub fn new(target: SocketAddr, method: Method, process: &Process) -> Self {
+        Self {
+            target,
+            method,
+            in_flight: 64,
+            connections: 4,
+            rate: None,
+            calls: None,
+            duplicates_of: 0,
+            warm_up: 1.0,
+            seconds: 10.0,
+            process: process.id(),
+            seed: 1,
+            without_crk: false,
+        }
+    }
+
+    /// The load in a process of its own.
+    pub fn start(&self) -> io::Result<Process> {
+        let method = self.method.to_possible_value();
+        let method = method.as_ref().map_or("", |method| method.get_name());
+        let mut command = Command::new(env::current_exe()?);
+        command
+            .args(["load", "--method", method])
+            .args(["--target", &self.target.to_string()])
+            .args(["--in-flight", &self.in_flight.to_string()])
+            .args(["--connections", &self.connections.to_string()])
+            .args(["--duplicates-of", &self.duplicates_of.to_string()])
+            .args(["--warm-up", &self.warm_up.to_string()])
+            .args(["--seconds", &self.seconds.to_string()])
+            .args(["--process", &self.process.to_string()])
+            .args(["--seed", &self.seed.to_string()]);
+        if let Some(rate) = self.rate {
+            command.args(["--rate", &rate.to_string()]);
+        }
+        if let Some(calls) = self.calls {
+            command.args(["--calls", &calls.to_string()]);
+        }
+        if self.without_crk {
+            command.arg("--without-crk");
+        }
+        Process::start(&mut command)
+    }
+
+    /// Runs it to its end, and looks at something every so often meanwhile.
+    pub fn run_beside(
+        &self,
+        interval: Duration,
+        mut look: impl FnMut() -> Result<(), Failure>,
+    ) -> Result<Report, Failure> {
+        let mut load = self.start()?;
+        while !load.has_ended()? {
+            look()?;
+            thread::sleep(interval);
+        }
+        Ok(serde_json::from_str(&load.output()?)?)
+    }
+
+    pub fn run(&self) -> Result<Report, Failure> {
+        Ok(serde_json::from_str(&self.start()?.output()?)?)
+    }
 }
 
 /// What was measured, between warm-up and end.
@@ -84,215 +156,80 @@ pub fn run(args: Args) -> Result<(), Failure> {
 
 async fn measure(args: Args) -> Result<Report, Failure> {
     let endpoint = Endpoint::from_shared(format!("http://{}", args.target))?.tcp_nodelay(true);
-    let mut channels = Vec::new();
-    for _ in 0..CONNECTIONS {
-        channels.push(InvitationServiceClient::new(endpoint.connect().await?));
+    let mut callers = Vec::new();
+    match args.method {
+        Method::Http => {
+            for _ in 0..args.in_flight {
+                callers.push(Caller::http(args.target).await?);
+            }
+        }
+        Method::Unary | Method::Stream => {
+            let mut clients = Vec::new();
+            for _ in 0..args.connections {
+                clients.push(InvitationServiceClient::new(endpoint.connect().await?));
+            }
+            let clients = clients.iter().cycle().cloned();
+            callers.extend(clients.map(Caller::Grpc).take(args.in_flight.max(256)));
+        }
     }
+    let expected = |outcome| Expected {
+        outcome,
+        without_crk: args.without_crk,
+    };
     if args.duplicates_of > 0 {
-        let keys = Arc::new(Keys::fresh(args.seed, args.duplicates_of));
+        let keys = Keys::fresh(args.seed, args.duplicates_of);
         // Envoy has no streams, and every ledger is faster with many at once.
-        unary(&channels, keys, 256, None, None).await?;
+        let callers = callers.iter().filter_map(Caller::again).take(256).collect();
+        unary(callers, keys, expected(Outcome::Added), None, None).await?;
     }
     let begin = Instant::now() + Duration::from_secs_f64(args.warm_up);
-    let end = begin + Duration::from_secs_f64(args.seconds);
-    let keys = Arc::new(match args.duplicates_of {
-        0 => Keys::fresh(args.seed, u64::MAX),
-        count => Keys::duplicates(args.seed, count),
-    });
-    let process = args.process;
-    let cpu = tokio::spawn(async move {
-        sleep_until(begin.into()).await;
-        let before = cpu_seconds(process)?;
-        sleep_until(end.into()).await;
-        Ok::<_, Failure>(cpu_seconds(process)? - before)
-    });
-    let done = match args.method {
-        Method::Unary => unary(&channels, keys, args.in_flight, args.rate, Some(end)).await?,
-        Method::Stream => stream(channels[0].clone(), keys, args.in_flight, end).await?,
+    let end = match args.calls {
+        Some(_) => None,
+        None => Some(begin + Duration::from_secs_f64(args.seconds)),
     };
-    let cpu = cpu.await??;
-    Ok(report(done, begin, end, cpu))
+    let (keys, outcome) = match args.duplicates_of {
+        0 => (Keys::fresh(args.seed, args.calls.unwrap_or(u64::MAX)), Outcome::Added),
+        count => (Keys::duplicates(args.seed, count), Outcome::Duplicate),
+    };
+    let expected = expected(outcome);
+    let process = args.process;
+    let cpu_at = |moment: Instant| {
+        tokio::spawn(async move {
+            sleep_until(moment.into()).await;
+            cpu_seconds(process)
+        })
+    };
+    let (before, after) = (cpu_at(begin), end.map(cpu_at));
+    callers.truncate(args.in_flight);
+    let done = match (args.method, callers.first()) {
+        (Method::Stream, Some(Caller::Grpc(client))) => {
+            stream(client.clone(), keys, expected, args.in_flight, end).await?
+        }
+        _ => unary(callers, keys, expected, args.rate, end).await?,
+    };
+    let after = match after {
+        Some(after) => after.await??,
+        None => cpu_seconds(process)?,
+    };
+    Ok(report(
+        &done,
+        begin,
+        end.unwrap_or_else(Instant::now),
+        after - before.await??,
+    ))
 }
 
-fn report(mut done: Vec<Done>, begin: Instant, end: Instant, cpu: f64) -> Report {
-    done.retain(|done| done.at >= begin && done.at < end);
-    let mut took: Vec<Duration> = done.iter().map(|done| done.took).collect();
-    took.sort_unstable();
-    let percentile = |share: f64| {
-        let at = ((took.len() as f64 * share).ceil() as usize).clamp(1, took.len().max(1)) - 1;
-        took.get(at).map_or(0.0, |took| took.as_secs_f64() * 1e3)
-    };
+fn report(done: &[Done], begin: Instant, end: Instant, cpu: f64) -> Report {
+    let measured = done.iter().filter(|done| done.at >= begin && done.at < end);
+    let mut took: Vec<f64> = measured.map(|done| done.took.as_secs_f64() * 1e3).collect();
+    took.sort_by(f64::total_cmp);
     Report {
         per_second: took.len() as f64 / (end - begin).as_secs_f64(),
         cpu: cpu / took.len() as f64 * 1e4,
-        p50: percentile(0.5),
-        p90: percentile(0.9),
-        p99: percentile(0.99),
-        p999: percentile(0.999),
-        max: percentile(1.0),
+        p50: percentile(&took, 0.5),
+        p90: percentile(&took, 0.9),
+        p99: percentile(&took, 0.99),
+        p999: percentile(&took, 0.999),
+        max: percentile(&took, 1.0),
     }
-}
-
-struct Done {
-    at: Instant,
-    took: Duration,
-}
-
-/// Draws keys, each fresh one once.
-struct Keys {
-    seed: u64,
-    next: AtomicU64,
-    count: u64,
-    again: bool,
-}
-
-impl Keys {
-    fn fresh(seed: u64, count: u64) -> Self {
-        Self {
-            seed,
-            next: AtomicU64::new(0),
-            count,
-            again: false,
-        }
-    }
-
-    fn duplicates(seed: u64, count: u64) -> Self {
-        Self {
-            again: true,
-            ..Self::fresh(seed, count)
-        }
-    }
-
-    fn outcome(&self) -> Outcome {
-        match self.again {
-            true => Outcome::Duplicate,
-            false => Outcome::Added,
-        }
-    }
-
-    fn draw(&self) -> Option<AddRespondentRequest> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        if self.again {
-            let any = SmallRng::seed_from_u64(self.seed ^ number).random_range(0..self.count);
-            return Some(request(self.seed, any));
-        }
-        (number < self.count).then(|| request(self.seed, number))
-    }
-}
-
-/// The respondent of a number: its key looks random, as a UUID does.
-pub fn request(seed: u64, number: u64) -> AddRespondentRequest {
-    let crk = crk(seed, number);
-    AddRespondentRequest {
-        collector_id: "8379821739721".into(),
-        email: format!("{crk}@example.com"),
-        crk,
-        first_name: "Jan".into(),
-        last_name: "Kowalski".into(),
-        language: "pl".into(),
-        ..AddRespondentRequest::default()
-    }
-}
-
-fn crk(seed: u64, number: u64) -> String {
-    let mut random = SmallRng::seed_from_u64(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ number);
-    format!("{:032x}", random.random::<u128>())
-}
-
-async fn unary(
-    channels: &[InvitationServiceClient<Channel>],
-    keys: Arc<Keys>,
-    in_flight: usize,
-    rate: Option<f64>,
-    end: Option<Instant>,
-) -> Result<Vec<Done>, Failure> {
-    let begin = Instant::now();
-    let mut tasks = JoinSet::new();
-    for task in 0..in_flight {
-        let mut client = channels[task % channels.len()].clone();
-        let keys = keys.clone();
-        tasks.spawn(async move {
-            let mut done = Vec::new();
-            // Every task has its own share of the rate, and its own moment in each turn.
-            let mut turn = 0;
-            loop {
-                let due = rate.map(|rate| {
-                    let number = turn * in_flight + task;
-                    begin + Duration::from_secs_f64(number as f64 / rate)
-                });
-                turn += 1;
-                if let Some(due) = due {
-                    sleep_until(due.into()).await;
-                }
-                let sent = Instant::now();
-                if end.is_some_and(|end| sent >= end) {
-                    break;
-                }
-                let Some(request) = keys.draw() else { break };
-                let crk = request.crk.clone();
-                let response = client.add_respondent(request).await?.into_inner();
-                check(&response, &crk, keys.outcome())?;
-                let at = Instant::now();
-                let took = at - due.unwrap_or(sent);
-                done.push(Done { at, took });
-            }
-            Ok::<_, Failure>(done)
-        });
-    }
-    let mut all = Vec::new();
-    while let Some(done) = tasks.join_next().await {
-        all.append(&mut done??);
-    }
-    Ok(all)
-}
-
-async fn stream(
-    mut client: InvitationServiceClient<Channel>,
-    keys: Arc<Keys>,
-    in_flight: usize,
-    end: Instant,
-) -> Result<Vec<Done>, Failure> {
-    let (requests, taken) = mpsc::channel(in_flight);
-    let mut sent = Vec::new();
-    let send = |sent: &mut Vec<(Option<Instant>, String)>| {
-        let Some(request) = keys.draw() else { return };
-        sent.push((Some(Instant::now()), request.crk.clone()));
-        // As many as are in flight fit the channel; an error means that the results tell more.
-        let _ = requests.try_send(request);
-    };
-    for _ in 0..in_flight {
-        send(&mut sent);
-    }
-    let mut results = client
-        .stream_add_respondent(ReceiverStream::new(taken))
-        .await?
-        .into_inner();
-    let mut done = Vec::new();
-    while let Some(result) = results.message().await? {
-        let number = usize::try_from(result.sequence)?;
-        let (begin, crk) = sent
-            .get_mut(number)
-            .and_then(|(begin, crk)| Some((begin.take()?, crk)))
-            .ok_or("an answer that nothing was asked for")?;
-        match result.result {
-            Some(ItemResult::Added(response)) => check(&response, crk, keys.outcome())?,
-            other => return Err(format!("not added: {other:?}").into()),
-        }
-        let at = Instant::now();
-        done.push(Done { at, took: at - begin });
-        if at < end {
-            send(&mut sent);
-        } else if done.len() == sent.len() {
-            return Ok(done);
-        }
-    }
-    Err("the stream ended early".into())
-}
-
-fn check(response: &AddRespondentResponse, crk: &str, outcome: Outcome) -> Result<(), Failure> {
-    // Two calls of a load of duplicates may meet while the first of them is under way, which is a duplicate too.
-    if response.crk == crk && response.outcome() == outcome {
-        return Ok(());
-    }
-    Err(format!("{crk} should be {outcome:?}, and is: {response:?}").into())
 }

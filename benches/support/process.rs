@@ -52,10 +52,35 @@ impl Process {
         }
     }
 
+    pub fn has_ended(&mut self) -> io::Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+
+    /// Waits for its end, and gives all that it printed.
+    pub fn output(mut self) -> io::Result<String> {
+        let mut output = String::new();
+        if let Some(mut stdout) = self.child.stdout.take() {
+            stdout.read_to_string(&mut output)?;
+        }
+        match self.child.wait()? {
+            status if status.success() => Ok(output),
+            status => Err(io::Error::other(format!("it failed: {status}"))),
+        }
+    }
+
+    /// The memory it has, in MiB.
+    pub fn memory(&self) -> io::Result<f64> {
+        self.mebibytes("VmRSS:")
+    }
+
     /// The most memory it had so far, in MiB.
     pub fn peak_memory(&self) -> io::Result<f64> {
+        self.mebibytes("VmHWM:")
+    }
+
+    fn mebibytes(&self, name: &str) -> io::Result<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
         let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<f64>().ok());
         Ok(kib.ok_or(io::ErrorKind::InvalidData)? / 1024.0)
     }
@@ -89,18 +114,31 @@ pub fn free_address() -> io::Result<SocketAddr> {
     TcpListener::bind("127.0.0.1:0")?.local_addr()
 }
 
-/// What the stub has counted: requests, and those that repeated a key.
-pub fn counts(stub: SocketAddr) -> io::Result<(u64, u64)> {
-    let mut socket = TcpStream::connect(stub)?;
-    socket.write_all(b"GET /counts HTTP/1.1\r\n\r\n")?;
+/// What an HTTP server answers with, which closes the connection after it.
+pub fn get(server: SocketAddr, path: &str) -> io::Result<String> {
+    let mut socket = TcpStream::connect(server)?;
+    write!(
+        socket,
+        "GET {path} HTTP/1.1\r\nhost: {server}\r\nconnection: close\r\n\r\n"
+    )?;
     let mut answer = String::new();
-    while !answer.contains("\r\n\r\n") || answer.ends_with('\n') {
-        let mut buffer = [0; 512];
-        let read = socket.read(&mut buffer)?;
-        answer.push_str(&String::from_utf8_lossy(&buffer[..read]));
+    socket.read_to_string(&mut answer)?;
+    let (_, body) = answer.split_once("\r\n\r\n").ok_or(io::ErrorKind::InvalidData)?;
+    Ok(body.to_owned())
+}
+
+/// Lets this process and those it starts open as many files as they are allowed to: thousands of connections take more
+/// than what many systems give at first.
+pub fn raise_file_limit() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: both calls get a valid structure. Refused, they change nothing.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
     }
-    let body = answer.rsplit("\r\n").next().unwrap_or_default();
-    let (requests, repeated) = body.split_once(' ').ok_or(io::ErrorKind::InvalidData)?;
-    let number = |text: &str| text.parse().map_err(io::Error::other);
-    Ok((number(requests)?, number(repeated)?))
 }

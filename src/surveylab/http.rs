@@ -120,6 +120,17 @@ impl HttpSurveyLab {
         url
     }
 
+    /// What `send` makes of an answer, without a server that gives it: for the benchmark of the parts.
+    #[doc(hidden)]
+    pub fn classify(&self, request: &Request, http_status: u16, retry_after: Option<&[u8]>, body: Vec<u8>) -> Answer {
+        let head = Head {
+            http_status,
+            retry_after,
+        };
+        answer::by_status(&head, self.clock.wall())
+            .unwrap_or_else(|| answer::by_body(http_status, Body::Complete(body), || self.secrets(request)))
+    }
+
     async fn get(&self, request: &Request) -> Answer {
         match self.client.get(self.url_of(request)).send().await {
             Ok(response) => self.answer(response, request).await,

@@ -1,7 +1,7 @@
 //! The speed of light for this stack: tonic in, reqwest out, and nothing of what the gateway is for. No ledger, no limiter,
 //! no validation; a second call is a second e-mail.
 
-use std::{error::Error, net::SocketAddr};
+use std::{env, io, net::SocketAddr, process::Command};
 
 use clap::Args as ClapArgs;
 use futures_util::StreamExt as _;
@@ -19,6 +19,11 @@ use tonic::{
     transport::{Server, server::TcpIncoming},
 };
 
+use super::{
+    Failure,
+    process::{Process, free_address},
+};
+
 /// Items of a stream in flight.
 const WINDOW: usize = 256;
 
@@ -30,7 +35,20 @@ pub struct Args {
     surveylab: SocketAddr,
 }
 
-pub fn run(args: &Args) -> Result<(), Box<dyn Error + Send + Sync>> {
+/// Starts the pass-through as a process of its own, and waits until it accepts connections.
+pub fn start(surveylab: SocketAddr) -> io::Result<(Process, SocketAddr)> {
+    let listen = free_address()?;
+    let mut process = Process::start(
+        Command::new(env::current_exe()?)
+            .arg("bare")
+            .args(["--listen", &listen.to_string()])
+            .args(["--surveylab", &surveylab.to_string()]),
+    )?;
+    process.listens(listen)?;
+    Ok((process, listen))
+}
+
+pub fn run(args: &Args) -> Result<(), Failure> {
     // reqwest wants a provider even where nothing is encrypted; an error says that there is one.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Runtime::new()?;
