@@ -15,8 +15,10 @@
 //! | 7 again? | not processed: back to 3, while attempts and deadline last | [`dispatch`] |
 //! | encode | one exhaustive match from failure to status | [`grpc`] |
 //!
-//! Unary calls and stream items go the same way. Steps 3 to 7 run in a task of their own, so no caller who leaves can
-//! cut a request short.
+//! Where a permit is there without waiting, the claim looks the key up as well: one step of the ledger instead of two.
+//!
+//! Unary calls and stream items go the same way. Steps 3 to 7 go on in a task of their own when their caller leaves, so
+//! nobody who leaves can cut a request short.
 //!
 //! Imports point one way: `main` → [`app`] → [`grpc`] → [`dispatch`] → [`limiter`], [`surveylab`], [`ledger`] →
 //! [`invitation`], [`clock`]. [`sandbox`] is the fake SurveyLab, for trials and tests; [`cli`] holds the commands.

@@ -1,9 +1,17 @@
-//! Steps 3 to 7, in a task of their own, so that no caller who leaves can cut a request short.
+//! Steps 3 to 7. They run in the task of the caller who leads, and go on in one of their own when that caller leaves, so
+//! that nobody who leaves can cut a request short.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use futures_util::FutureExt as _;
-use tokio::{pin, select, time::sleep};
+use futures_util::{FutureExt as _, future::BoxFuture};
+use tokio::{pin, runtime::Handle, select, time::sleep};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Added, Answer, Core, Outcome,
@@ -15,7 +23,7 @@ use crate::{
     clock::Timestamp,
     fail_point::{self, Place},
     invitation::{Failure, Reason, Sent},
-    ledger::{self, Claim, Claimed, Doubt, LastError, Settlement},
+    ledger::{self, Claim, Claimed, Doubt, LastError, Settlement, State},
     limiter::{Permit, Refused},
     metrics,
     surveylab::{self, Request},
@@ -26,6 +34,42 @@ pub struct Trip {
     core: Arc<Core>,
     landing: Landing,
     request: Arc<Request>,
+    /// For the first attempt, where it was there without waiting.
+    permit: Option<Permit>,
+}
+
+/// A trip that is polled by its leader. Dropped before its end, it goes on in a task of its own, unless nobody wants it.
+pub struct UnderWay {
+    /// `None` once it has ended.
+    trip: Option<BoxFuture<'static, ()>>,
+    abandoned: CancellationToken,
+}
+
+impl Future for UnderWay {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(trip) = &mut self.trip else {
+            return Poll::Ready(());
+        };
+        let polled = trip.as_mut().poll(cx);
+        if polled.is_ready() {
+            self.trip = None;
+        }
+        polled
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let Some(trip) = self.trip.take().filter(|_| !self.abandoned.is_cancelled()) else {
+            return;
+        };
+        // Without a runtime the process ends, and what is claimed comes back in doubt.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(trip);
+        }
+    }
 }
 
 /// What this call's attempts have come to so far.
@@ -52,17 +96,37 @@ enum End {
 }
 
 impl Trip {
-    pub fn new(core: Arc<Core>, landing: Landing, request: Arc<Request>) -> Self {
-        Self { core, landing, request }
+    pub fn new(core: Arc<Core>, landing: Landing, request: Arc<Request>, permit: Option<Permit>) -> Self {
+        Self {
+            core,
+            landing,
+            request,
+            permit,
+        }
+    }
+
+    /// Makes it a future that survives its leader, and counts among the trips that a shutdown waits for.
+    pub fn under_way(self) -> UnderWay {
+        let abandoned = self.landing.flight.abandoned.clone();
+        let counted = self.core.trips.token();
+        let trip = async move {
+            self.run().await;
+            drop(counted);
+        };
+        UnderWay {
+            trip: Some(Box::pin(trip)),
+            abandoned,
+        }
     }
 
     /// Goes until the flight has landed, and its outcome is recorded.
-    pub async fn run(self) {
+    async fn run(mut self) {
         let cut_off = self.core.cut_off.clone();
+        let permit = self.permit.take();
         let answer = select! {
             biased;
             () = cut_off.cancelled() => Some(self.cut_off()),
-            answer = self.answer_or_doubt() => answer,
+            answer = self.answer_or_doubt(permit) => answer,
         };
         if let Some(answer) = answer {
             self.landing.land(answer);
@@ -74,15 +138,17 @@ impl Trip {
         let sent = match &*self.landing.flight.progress.borrow() {
             // Announced, while its outcome waits to be recorded.
             Progress::Done(answer) => return answer.clone(),
-            Progress::OnTheWire => return Err(Failure::new(Reason::OutcomeInDoubt, Sent::Unknown)),
+            Progress::Claiming | Progress::OnTheWire => {
+                return Err(Failure::new(Reason::OutcomeInDoubt, Sent::Unknown));
+            }
             Progress::Waiting { last } => last.as_ref().map_or(Sent::No, |last| last.sent),
             Progress::LookingUp | Progress::Gone => Sent::No,
         };
         Err(Failure::new(Reason::ShuttingDown, sent).retry_after(LATER))
     }
 
-    async fn answer_or_doubt(&self) -> Option<Answer> {
-        match AssertUnwindSafe(self.answer()).catch_unwind().await {
+    async fn answer_or_doubt(&self, permit: Option<Permit>) -> Option<Answer> {
+        match AssertUnwindSafe(self.answer(permit)).catch_unwind().await {
             Ok(answer) => answer,
             Err(_) => self.panicked().await,
         }
@@ -92,7 +158,7 @@ impl Trip {
     async fn panicked(&self) -> Option<Answer> {
         let key = &self.landing.flight.key;
         tracing::error!(?key, "a request panicked; please report it as a bug");
-        if !matches!(*self.landing.flight.progress.borrow(), Progress::OnTheWire) {
+        if !self.landing.flight.progress.borrow().is_on_the_wire() {
             // Those who wait begin again.
             return None;
         }
@@ -110,16 +176,19 @@ impl Trip {
     }
 
     /// `None` if nobody waits for an answer any more, or all have been told one.
-    async fn answer(&self) -> Option<Answer> {
+    async fn answer(&self, mut ready: Option<Permit>) -> Option<Answer> {
         let mut attempts = Attempts {
             made: 0,
             sent: Sent::No,
             last: None,
         };
         loop {
-            let permit = match self.permit().await? {
-                Ok(permit) => permit,
-                Err(refused) => return Some(Err(attempts.refused(refused))),
+            let permit = match ready.take() {
+                Some(permit) => permit,
+                None => match self.permit().await? {
+                    Ok(permit) => permit,
+                    Err(refused) => return Some(Err(attempts.refused(refused))),
+                },
             };
             let doubt = self.core.in_flight.commit(&self.landing.flight)?;
             let again = match self.attempt(permit, doubt, &mut attempts).await {
@@ -164,25 +233,14 @@ impl Trip {
 
     /// Claims, sends, settles.
     async fn attempt(&self, mut permit: Permit, doubt: Doubt, attempts: &mut Attempts) -> Attempt {
-        let invitation = &self.request.invitation;
-        let claim = Claim {
-            key: invitation.key.clone(),
-            fingerprint: invitation.fingerprint,
-            doubt,
-            at: self.core.clock.timestamp(),
-        };
         fail_point::reached(Place::BeforeClaim);
-        let (count, was_in_doubt) = match self.core.ledger.claim(claim).await {
-            Ok(Claimed::Yes { attempts, was_in_doubt }) => (attempts, was_in_doubt),
-            Ok(Claimed::No(record)) => {
-                let answer = known(Some(&record), invitation.fingerprint, doubt);
-                return Attempt::Answered(answer.unwrap_or_else(|| Err(reused())));
-            }
-            Err(error) => {
-                let failure = ledger_unavailable(&error, Sent::No);
-                // After an attempt, its failure says more, and that its outcome is recorded.
+        let (count, was_in_doubt) = match self.claim(doubt).await {
+            Ok(claimed) => claimed,
+            // After an attempt, its failure says more, and that its outcome is recorded.
+            Err(Err(failure)) if failure.reason == Reason::LedgerUnavailable => {
                 return Attempt::Answered(Err(attempts.last.take().unwrap_or(failure)));
             }
+            Err(answer) => return Attempt::Answered(answer),
         };
         fail_point::reached(Place::AfterClaim);
         if permit.token().await.is_err() {
@@ -201,10 +259,10 @@ impl Trip {
         metrics::request(answer.name(), begin.elapsed());
         if let surveylab::Answer::RateLimited { retry_after } = answer {
             permit.rate_limited(retry_after);
+            drop(permit);
         } else {
             permit.answered();
         }
-        drop(permit);
         self.log(&answer);
 
         let verdict = Verdict::of(answer, self.core.settings.on_server_error);
@@ -241,6 +299,56 @@ impl Trip {
                 Attempt::Again(again)
             }
         }
+    }
+
+    /// Makes the claim: which request of its key this is, and whether the key was in doubt. Otherwise the answer for those
+    /// who wait.
+    async fn claim(&self, mut doubt: Doubt) -> Result<(u32, bool), Answer> {
+        let flight = &self.landing.flight;
+        loop {
+            let claim = Claim {
+                key: flight.key.clone(),
+                fingerprint: flight.fingerprint,
+                doubt,
+                at: self.core.clock.timestamp(),
+            };
+            match self.core.ledger.claim(claim).await {
+                Ok(Claimed::Yes { attempts, was_in_doubt }) => {
+                    self.core.in_flight.claimed(flight);
+                    return Ok((attempts, was_in_doubt));
+                }
+                Ok(Claimed::No(record)) => {
+                    let wanted = self.core.in_flight.doubt(flight);
+                    if record.state == State::InDoubt && wanted == Doubt::Resend && doubt == Doubt::Hold {
+                        // Somebody who wants that has joined meanwhile.
+                        doubt = Doubt::Resend;
+                        continue;
+                    }
+                    self.core.new_lately.store(false, Ordering::Relaxed);
+                    let answer = known(Some(&record), flight.fingerprint, doubt);
+                    return Err(answer.unwrap_or_else(|| Err(reused())));
+                }
+                Err(error) => {
+                    let answer = self.known_without_a_claim(doubt).await;
+                    return Err(answer.unwrap_or_else(|| Err(ledger_unavailable(&error, Sent::No))));
+                }
+            }
+        }
+    }
+
+    /// What a ledger that can't write knows of the key, where it was not asked before. A claim that is there all the same
+    /// is this flight's own, whose making could not be told.
+    async fn known_without_a_claim(&self, doubt: Doubt) -> Option<Answer> {
+        let flight = &self.landing.flight;
+        if flight.progress.borrow().is_decided() {
+            return None;
+        }
+        let record = self.core.ledger.look_up(&flight.key).await.ok()?;
+        known(
+            record.filter(|record| record.state != State::Pending).as_ref(),
+            flight.fingerprint,
+            doubt,
+        )
     }
 
     /// Lets the time pass that lies between two attempts. `Some(Some(_))` if there is no time for another one, `None` if

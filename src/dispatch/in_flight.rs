@@ -27,6 +27,9 @@ use crate::{
 pub enum Progress {
     /// The ledger is asked what it knows of the key. Until it tells, the key is not this flight's.
     LookingUp,
+    /// The ledger is asked for a claim, and was not asked before what it knows: until it tells, the key is not this
+    /// flight's either. Once the claim is made a request may be on the wire.
+    Claiming,
     /// Nothing is on the wire; after a failed attempt with what it failed with.
     Waiting { last: Option<Failure> },
     /// A request is claimed and may be on the wire.
@@ -37,23 +40,31 @@ pub enum Progress {
     Gone,
 }
 
+impl Progress {
+    /// Is it known whose the key is?
+    pub fn is_decided(&self) -> bool {
+        !matches!(self, Self::LookingUp | Self::Claiming)
+    }
+
+    /// May a request be on the wire?
+    pub fn is_on_the_wire(&self) -> bool {
+        matches!(self, Self::Claiming | Self::OnTheWire)
+    }
+}
+
 /// One key under way.
 pub struct Flight {
     pub key: Key,
-    fingerprint: Fingerprint,
+    pub fingerprint: Fingerprint,
     pub progress: watch::Sender<Progress>,
     /// Nobody wants it any more, and nothing was on the wire.
     pub abandoned: CancellationToken,
     /// Its terms got better.
     pub improved: Notify,
+    /// Those who wait were answered before it ended.
+    pub announced: Notify,
     /// One of those who wait has been told `Outcome::Added`; to all others it is a duplicate.
     credited: AtomicBool,
-}
-
-impl Flight {
-    fn is_looking_up(&self) -> bool {
-        matches!(*self.progress.borrow(), Progress::LookingUp)
-    }
 }
 
 /// On which terms a flight waits: the best of all its callers'.
@@ -138,9 +149,9 @@ impl InFlight {
                 let seats = entry.into_mut();
                 if seats.flight.fingerprint != invitation.fingerprint {
                     let flight = &seats.flight;
-                    return match flight.is_looking_up() {
-                        true => Entered::Undecided(flight.progress.subscribe()),
-                        false => Entered::Reused,
+                    return match flight.progress.borrow().is_decided() {
+                        true => Entered::Reused,
+                        false => Entered::Undecided(flight.progress.subscribe()),
                     };
                 }
                 seats.take(call.doubt);
@@ -156,6 +167,7 @@ impl InFlight {
                     progress: watch::Sender::new(Progress::LookingUp),
                     abandoned: CancellationToken::new(),
                     improved: Notify::new(),
+                    announced: Notify::new(),
                     credited: AtomicBool::new(false),
                 });
                 let mut seats = Seats {
@@ -181,11 +193,15 @@ impl InFlight {
 
     /// Watches the key without a wish that anything be sent.
     pub fn observe(&self, key: &Key, fingerprint: Fingerprint) -> Observed {
-        match self.lock().get(key) {
-            None => Observed::Nobody,
-            Some(seats) if seats.flight.is_looking_up() => Observed::Nobody,
-            Some(seats) if seats.flight.fingerprint != fingerprint => Observed::Reused,
-            Some(seats) => Observed::UnderWay(seats.flight.progress.subscribe()),
+        let flights = self.lock();
+        let Some(Seats { flight, .. }) = flights.get(key) else {
+            return Observed::Nobody;
+        };
+        match *flight.progress.borrow() {
+            Progress::LookingUp => Observed::Nobody,
+            Progress::Claiming => Observed::Undecided(flight.progress.subscribe()),
+            _ if flight.fingerprint != fingerprint => Observed::Reused,
+            _ => Observed::UnderWay(flight.progress.subscribe()),
         }
     }
 
@@ -206,8 +222,22 @@ impl InFlight {
             seats.committed = true;
             seats.doubt()
         })?;
-        flight.progress.send_replace(Progress::OnTheWire);
+        flight.progress.send_modify(|progress| {
+            *progress = match progress {
+                Progress::LookingUp => Progress::Claiming,
+                _ => Progress::OnTheWire,
+            };
+        });
         Some(doubt)
+    }
+
+    /// The claim was made, so the key is this flight's.
+    pub fn claimed(&self, flight: &Flight) {
+        flight.progress.send_if_modified(|progress| {
+            let was_undecided = !progress.is_decided();
+            *progress = Progress::OnTheWire;
+            was_undecided
+        });
     }
 
     /// Keys with a request that may be on the wire, or an outcome to be recorded.
@@ -284,6 +314,8 @@ pub enum Observed {
     /// The ledger knows as much as anybody here.
     Nobody,
     Reused,
+    /// Whose the key is will be known as soon as a claim is answered.
+    Undecided(watch::Receiver<Progress>),
     UnderWay(watch::Receiver<Progress>),
 }
 
@@ -308,7 +340,7 @@ impl Seat {
 
     /// Waits until nothing is on the wire, and tells what is then.
     pub async fn off_the_wire(&mut self) -> Progress {
-        let off = |progress: &Progress| !matches!(progress, Progress::OnTheWire);
+        let off = |progress: &Progress| !progress.is_on_the_wire();
         let progress = self.progress.wait_for(off).await.map(|progress| progress.clone());
         match progress {
             Ok(Progress::Done(answer)) => Progress::Done(self.credit(answer)),
@@ -334,7 +366,7 @@ impl Drop for Seat {
     }
 }
 
-/// The first caller of a flight: it looks the key up, and then either lands the flight or sends it off.
+/// The first caller of a flight: it lands the flight where the ledger knows the key, or else sends it off.
 pub struct Lead {
     pub seat: Seat,
     pub landing: Landing,
@@ -364,6 +396,7 @@ impl Landing {
     /// Answers those who wait and those who come, but keeps the key under way: its outcome is not recorded yet.
     pub fn announce(&self, answer: Answer) {
         self.flight.progress.send_replace(Progress::Done(answer));
+        self.flight.announced.notify_one();
     }
 }
 

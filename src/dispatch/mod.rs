@@ -1,9 +1,20 @@
 //! The way of one request: join, look up, wait, claim, send, settle, and perhaps again. Unary calls and stream items go
 //! the same way; a stream is only another source and sink.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    future::pending,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use tokio::time::timeout_at;
+use tokio::{
+    select,
+    time::{sleep_until, timeout_at},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -83,6 +94,9 @@ struct Core {
     clock: Clock,
     settings: Settings,
     in_flight: Arc<InFlight>,
+    /// Keys were new lately, so that a claim without a look-up is worth trying. A guess: lists that are sent again are known
+    /// from one end to the other, and a look-up is cheaper than a claim that can't be made.
+    new_lately: AtomicBool,
     trips: TaskTracker,
     /// Nothing new goes out.
     closing: CancellationToken,
@@ -106,6 +120,7 @@ impl Dispatcher {
                 clock,
                 settings,
                 in_flight: Arc::default(),
+                new_lately: AtomicBool::new(true),
                 trips: TaskTracker::new(),
                 closing: CancellationToken::new(),
                 cut_off: CancellationToken::new(),
@@ -150,7 +165,7 @@ impl Dispatcher {
             let answer = match self.core.in_flight.enter(call) {
                 Entered::Reused => return Err(reused()),
                 Entered::Undecided(mut progress) => {
-                    let decided = progress.wait_for(|progress| !matches!(progress, Progress::LookingUp));
+                    let decided = progress.wait_for(Progress::is_decided);
                     // An error says that the flight has ended, which decides it too.
                     let _ = within(call.deadline, decided).await?;
                     None
@@ -192,8 +207,12 @@ impl Dispatcher {
             match self.core.in_flight.observe(&invitation.key, invitation.fingerprint) {
                 Observed::Nobody => return Ok(()),
                 Observed::Reused => return Err(reused()),
+                Observed::Undecided(mut progress) => {
+                    // An error says that the flight has ended, which decides it too.
+                    let _ = within(call.deadline, progress.wait_for(Progress::is_decided)).await?;
+                }
                 Observed::UnderWay(mut progress) => {
-                    let off = progress.wait_for(|progress| !matches!(progress, Progress::OnTheWire));
+                    let off = progress.wait_for(|progress| !progress.is_on_the_wire());
                     match within(call.deadline, off).await?.as_deref() {
                         // An outcome that can't be recorded stays under way; every other one is in the ledger.
                         Ok(Progress::Done(Err(failure))) if failure.reason == Reason::LedgerUnavailable => {
@@ -259,24 +278,45 @@ impl Dispatcher {
     }
 
     async fn lead(&self, lead: Lead, call: &Call) -> Option<Answer> {
-        let invitation = &call.request.invitation;
         let Lead { seat, landing } = lead;
-        let looked_up = match within(call.deadline, self.core.ledger.look_up(&invitation.key)).await {
-            Ok(looked_up) => looked_up,
-            Err(failure) => return Some(Err(failure)),
-        };
-        let doubt = self.core.in_flight.doubt(&landing.flight);
-        let answer = match looked_up {
-            Ok(record) => known(record.as_ref(), invitation.fingerprint, doubt),
-            Err(error) => Some(Err(ledger_unavailable(&error, Sent::No))),
-        };
-        if let Some(answer) = answer {
-            landing.land(answer.clone());
-            return Some(answer);
+        // Where nothing has to be waited for, the claim itself looks the key up: one step of the ledger instead of two.
+        let in_time = call.until.is_none_or(|until| self.core.clock.now() <= until);
+        let claims = in_time && self.core.new_lately.load(Ordering::Relaxed);
+        let permit = if claims { self.core.limiter.try_acquire() } else { None };
+        if permit.is_none() {
+            let looked_up = match within(call.deadline, self.core.ledger.look_up(&landing.flight.key)).await {
+                Ok(looked_up) => looked_up,
+                Err(failure) => return Some(Err(failure)),
+            };
+            let doubt = self.core.in_flight.doubt(&landing.flight);
+            let answer = match looked_up {
+                Ok(record) => known(record.as_ref(), landing.flight.fingerprint, doubt),
+                Err(error) => Some(Err(ledger_unavailable(&error, Sent::No))),
+            };
+            self.core.new_lately.store(answer.is_none(), Ordering::Relaxed);
+            if let Some(answer) = answer {
+                landing.land(answer.clone());
+                return Some(answer);
+            }
+            landing.looked_up();
         }
-        landing.looked_up();
-        let trip = Trip::new(self.core.clone(), landing, call.request.clone());
-        self.core.trips.spawn(trip.run());
+        let flight = landing.flight.clone();
+        let mut trip = Trip::new(self.core.clone(), landing, call.request.clone(), permit).under_way();
+        // Dropped before the trip, so that one which nobody wants gets no task of its own.
+        let seat = seat;
+        {
+            // Does not watch the flight's progress, each step of which would wake the one who makes it.
+            let mut announced = pin!(flight.announced.notified());
+            let mut late = pin!(passed(call.until));
+            select! {
+                biased;
+                () = &mut trip => {}
+                () = &mut announced => {}
+                () = &mut late => {}
+            }
+        }
+        // If it has not ended it goes on by itself, as the caller may have reason to wait on.
+        drop(trip);
         self.wait(seat, call).await
     }
 
@@ -308,7 +348,7 @@ impl Dispatcher {
             Progress::Done(answer) => return Some(answer),
             Progress::Gone => return None,
             Progress::Waiting { last: Some(last) } => last,
-            Progress::LookingUp | Progress::Waiting { last: None } | Progress::OnTheWire => {
+            Progress::LookingUp | Progress::Claiming | Progress::Waiting { last: None } | Progress::OnTheWire => {
                 let mut failure = Failure::new(Reason::WaitTooLong, Sent::No).retry_after(LATER);
                 failure.deadline_passed = deadline.is_some();
                 failure
@@ -349,6 +389,14 @@ fn ledger_unavailable(error: &ledger::Error, sent: Sent) -> Failure {
     // The ledger itself tells of its failure, once; this is one of many calls that meet it.
     tracing::debug!(%error, "the ledger is unavailable");
     Failure::new(Reason::LedgerUnavailable, sent).retry_after(LATER)
+}
+
+/// Waits for a moment that may never come.
+async fn passed(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => pending().await,
+    }
 }
 
 /// Awaits something that sends nothing, up to the caller's deadline.

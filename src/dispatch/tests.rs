@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use tokio::time::sleep;
+use tokio::{sync::Semaphore, time::sleep};
 
 use super::*;
 use crate::{ledger::Claim, limiter::StreamId, surveylab};
@@ -546,12 +546,29 @@ async fn a_claim_that_nobody_has_under_way_is_told_in_doubt_by_a_check_too() {
     );
 }
 
+type Steps = fn(&World) -> &Semaphore;
+
+/// Where there is no token, whose the key is shows a look-up, else the claim.
+fn with_and_without_tokens() -> [(World, Steps); 2] {
+    let without = Plan {
+        rate: "1/h",
+        burst: 1,
+        ..Plan::default()
+    };
+    [
+        (without.start(), |world| &world.ledger.look_ups),
+        (scripted([]), |world| &world.ledger.claims),
+    ]
+}
+
 #[tokio::test(start_paused = true)]
-async fn who_only_looks_a_key_up_does_not_have_it() {
-    let world = scripted([]);
-    assert!(is_added(&world.add("k").await));
-    for rightful_leaves in [false, true] {
-        let held = world.ledger.look_ups.acquire_many(1_000).await.unwrap();
+async fn who_only_asks_for_a_key_does_not_have_it() {
+    for (rightful_leaves, (world, steps)) in [false, true]
+        .into_iter()
+        .flat_map(|leaves| with_and_without_tokens().map(|world| (leaves, world)))
+    {
+        assert!(is_added(&world.add("k").await));
+        let held = steps(&world).acquire_many(1_000).await.unwrap();
         let wrong = world.spawn(world.call("k", "b@example.com"));
         sleep(ms(10)).await;
         let rightful = world.spawn(world.call("k", "a@example.com"));
@@ -559,6 +576,7 @@ async fn who_only_looks_a_key_up_does_not_have_it() {
         let dispatcher = world.dispatcher.clone();
         let check = tokio::spawn(async move { dispatcher.check(&asks).await });
         sleep(ms(10)).await;
+        assert!(!wrong.is_finished());
         if rightful_leaves {
             rightful.abort();
         }
@@ -568,22 +586,102 @@ async fn who_only_looks_a_key_up_does_not_have_it() {
         if !rightful_leaves {
             assert!(is_duplicate(&rightful.await.unwrap()));
         }
+        assert_eq!(world.requests(), 1);
     }
-    assert_eq!(world.requests(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_for_another_s_look_up_has_its_deadline() {
+async fn a_list_that_is_sent_again_is_answered_by_look_ups() {
     let world = scripted([]);
-    let held = world.ledger.look_ups.acquire_many(1_000).await.unwrap();
-    let first = world.spawn(world.call("k", "b@example.com"));
+    for crk in ["a", "b", "c"] {
+        assert!(is_added(&world.add(crk).await));
+    }
+    // The first one was not expected to be known.
+    assert!(is_duplicate(&world.add("a").await));
+    let _held = world.ledger.claims.acquire_many(1_000).await.unwrap();
+    for crk in ["b", "c"] {
+        assert!(is_duplicate(&world.add(crk).await));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_another_to_learn_of_a_key_has_its_deadline() {
+    for (world, steps) in with_and_without_tokens() {
+        assert!(is_added(&world.add("k").await));
+        let held = steps(&world).acquire_many(1_000).await.unwrap();
+        let first = world.spawn(world.call("k", "a@example.com"));
+        sleep(ms(10)).await;
+        let begin = Instant::now();
+        let mut other = world.call("k", "b@example.com");
+        other.deadline = Some(begin + ms(500));
+        other.until = other.deadline;
+        let failure = world.dispatcher.add(&other).await.unwrap_err();
+        assert_eq!((failure.reason, failure.sent), (Reason::WaitTooLong, Sent::No));
+        assert!(failure.deadline_passed && begin.elapsed() <= ms(501));
+        drop(held);
+        assert!(is_duplicate(&first.await.unwrap()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_waits_for_a_claim_under_way() {
+    let world = scripted([]);
+    let held = world.ledger.claims.acquire_many(1_000).await.unwrap();
+    let adds = world.spawn(world.call("k", "a@example.com"));
     sleep(ms(10)).await;
-    let begin = Instant::now();
-    let failure = world.add_within("k", ms(500)).await.unwrap_err();
-    assert_eq!((failure.reason, failure.sent), (Reason::WaitTooLong, Sent::No));
-    assert!(failure.deadline_passed && begin.elapsed() <= ms(501));
+    let [same, other] = ["a@example.com", "b@example.com"].map(|email| {
+        let (dispatcher, call) = (world.dispatcher.clone(), world.call("k", email));
+        tokio::spawn(async move { dispatcher.check(&call).await })
+    });
+    sleep(ms(10)).await;
     drop(held);
-    assert!(is_added(&first.await.unwrap()));
+    assert!(is_duplicate(&same.await.unwrap()));
+    assert_eq!(reason(other.await.unwrap()), (Reason::CrkReused, Sent::No));
+    assert!(is_added(&adds.await.unwrap()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_who_wants_a_resend_is_heard_while_another_claims() {
+    let world = scripted([doubtful()]);
+    assert_eq!(reason(world.add("k").await), (Reason::OutcomeInDoubt, Sent::Unknown));
+    let held = world.ledger.claims.acquire_many(1_000).await.unwrap();
+    let holds = world.spawn(world.call("k", "a@example.com"));
+    sleep(ms(10)).await;
+    let mut resend = world.call("k", "a@example.com");
+    resend.doubt = Doubt::Resend;
+    let resends = world.spawn(resend);
+    sleep(ms(10)).await;
+    drop(held);
+    let answers = [holds.await.unwrap(), resends.await.unwrap()];
+    assert!(
+        answers.iter().any(is_added) && answers.iter().any(is_duplicate),
+        "{answers:?}"
+    );
+    assert_eq!(world.requests(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_duplicate_is_told_while_the_ledger_can_t_write() {
+    let world = scripted([]);
+    assert!(is_added(&world.add("k").await));
+    world.ledger.failing_claims.store(2, Ordering::SeqCst);
+    assert!(is_duplicate(&world.add("k").await));
+    assert_eq!(reason(world.add("new").await), (Reason::LedgerUnavailable, Sent::No));
+    assert!(is_added(&world.add("new").await));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_leaves_during_a_claim_does_not_cut_the_request() {
+    let world = scripted([]);
+    let held = world.ledger.claims.acquire_many(1_000).await.unwrap();
+    let leaves = world.spawn(world.call("k", "a@example.com"));
+    sleep(ms(10)).await;
+    leaves.abort();
+    sleep(ms(10)).await;
+    drop(held);
+    // It joins, and is the only one to be told.
+    assert!(is_added(&world.add("k").await));
+    assert_eq!((world.requests(), world.state("k").await), (1, Some(State::Added)));
 }
 
 #[tokio::test(start_paused = true)]

@@ -22,7 +22,7 @@ const CELL_MAX: Duration = Duration::from_millis(1);
 ///
 /// The bound "burst + rate·W in any window" is counted where requests arrive. Requests leave exactly as the bucket
 /// allows, so one that is held up on its way (by a new connection, say) would bring the next ones too close. The
-/// capacity keeps back what the rate would add in this time, at most one token; that delays the end of a burst that
+/// capacity keeps back what the rate would add in this time, at most half of the burst; that delays the end of a burst that
 /// uses a full bucket, and costs nothing afterwards.
 const JITTER: Duration = Duration::from_millis(20);
 
@@ -164,7 +164,8 @@ fn capacity(period: Duration, burst: u32, token: NonZeroU32, cell: Duration) -> 
         .saturating_mul(token)
         .min(u32::try_from(countable).unwrap_or(u32::MAX));
     let spare = (JITTER.as_nanos() * u128::from(token)).div_ceil(period.as_nanos().max(1));
-    let spare = u32::try_from(spare).unwrap_or(token).min(token);
+    let most = (whole / 2).max(token);
+    let spare = u32::try_from(spare).unwrap_or(most).min(most);
     whole.saturating_sub(spare).max(token)
 }
 

@@ -2,19 +2,16 @@
 //!
 //! governor's `until_ready` keeps no order and sleeps on timers that follow no paused clock, so one [`Pacer`] task hands
 //! out [`Permit`]s: a place in flight, and the right to a token, given to the one whose turn it is when the token is
-//! there. The token itself is taken at the moment of sending ([`Permit::token`]): between the two lies the claim, and were
+//! there. Only where nobody waits, and both are there, a request gets its permit without the pacer. The token itself is taken at the moment of sending ([`Permit::token`]): between the two lies the claim, and were
 //! tokens taken before it, a slow claim would send several requests closer together than the bucket allows.
 
 use std::{
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::{
-    sync::{Notify, Semaphore, oneshot},
+    sync::{Notify, oneshot},
     time::timeout_at,
 };
 
@@ -93,16 +90,15 @@ struct Shared {
     state: Mutex<State>,
     /// Tells the pacer that something came, or changed what it waits for.
     wake: Notify,
-    places: Arc<Semaphore>,
-    /// Permits that are out. The pacer holds one place more while it waits to hand it out.
-    permits: AtomicUsize,
 }
 
 struct State {
     bucket: Bucket,
     adaptive: Adaptive,
     lanes: Lanes<Waiter>,
-    /// Permits that have not taken their token yet.
+    /// Permits that are out.
+    permits: usize,
+    /// Those of them that have not taken their token yet.
     unsent: usize,
     /// How long it takes lately from a permit to its token.
     claim_time: Duration,
@@ -124,13 +120,12 @@ impl Limiter {
                     bucket: Bucket::new(settings.rate.period(), settings.burst, settings.rested),
                     adaptive: Adaptive::new(),
                     lanes: Lanes::new(),
+                    permits: 0,
                     unsent: 0,
                     claim_time: Duration::ZERO,
                     closed: false,
                 }),
                 wake: Notify::new(),
-                places: Arc::new(Semaphore::new(settings.max_in_flight)),
-                permits: AtomicUsize::new(0),
             }),
         };
         (limiter.clone(), Pacer { limiter })
@@ -139,8 +134,14 @@ impl Limiter {
     /// Waits for a permit, not longer than `until`. Refuses at once where the known rate says that the wait would be
     /// longer. Dropping the future gives up the place in the queue and costs no token.
     pub async fn acquire(&self, lane: Lane, until: Option<Instant>) -> Result<Permit, Refused> {
-        let (answer, answered) = oneshot::channel();
-        let (_place, expected) = self.enqueue(lane, until, answer)?;
+        let (answered, _place, expected) = match self.enter(lane, until)? {
+            Entered::Given(permit) => return Ok(permit),
+            Entered::Waits {
+                answered,
+                place,
+                expected,
+            } => (answered, place, expected),
+        };
         let too_long = || Refused::WaitTooLong {
             after: expected.saturating_duration_since(Instant::now()).max(self.period()),
         };
@@ -150,6 +151,13 @@ impl Limiter {
         };
         // The sender is dropped without an answer only when the pacer has gone.
         answer.unwrap_or(Err(Refused::ShuttingDown))
+    }
+
+    /// A permit, if one can be had without waiting and without passing anybody.
+    pub fn try_acquire(&self) -> Option<Permit> {
+        let now = Instant::now();
+        let mut state = self.lock();
+        self.is_free(&state, now).then(|| self.give(&mut state, now))
     }
 
     /// Refuses all who wait and all who come.
@@ -162,7 +170,6 @@ impl Limiter {
         for waiter in refused {
             let _gone = waiter.answer.send(Err(Refused::ShuttingDown));
         }
-        self.shared.places.close();
         self.shared.wake.notify_one();
     }
 
@@ -180,21 +187,19 @@ impl Limiter {
                 .map_or(Duration::ZERO, |until| until - now),
             waiting_unary: state.lanes.unary_len(),
             waiting_streams: state.lanes.len() - state.lanes.unary_len(),
-            in_flight: self.shared.permits.load(Ordering::Relaxed),
+            in_flight: state.permits,
         }
     }
 
-    fn enqueue(
-        &self,
-        lane: Lane,
-        until: Option<Instant>,
-        answer: oneshot::Sender<Result<Permit, Refused>>,
-    ) -> Result<(Place<'_>, Instant), Refused> {
+    fn enter(&self, lane: Lane, until: Option<Instant>) -> Result<Entered<'_>, Refused> {
         let mut state = self.lock();
         if state.closed {
             return Err(Refused::ShuttingDown);
         }
         let now = Instant::now();
+        if self.is_free(&state, now) && until.is_none_or(|until| now <= until) {
+            return Ok(Entered::Given(self.give(&mut state, now)));
+        }
         if state.lanes.len() >= self.shared.settings.max_queue {
             // There may be tokens, and no places in flight: then nobody knows how long it takes.
             let after = (state.expected(state.lanes.len(), now) - now).max(self.period());
@@ -209,12 +214,42 @@ impl Limiter {
             }
         }
         let was_empty = state.lanes.len() == 0;
+        let (answer, answered) = oneshot::channel();
         let ticket = state.lanes.push(lane, Waiter { until, answer });
         drop(state);
         if was_empty {
             self.shared.wake.notify_one();
         }
-        Ok((Place { limiter: self, ticket }, expected))
+        Ok(Entered::Waits {
+            answered,
+            place: Place { limiter: self, ticket },
+            expected,
+        })
+    }
+
+    /// Would one who came now be the next, and find a place in flight and a token?
+    fn is_free(&self, state: &State, now: Instant) -> bool {
+        !state.closed
+            && state.lanes.len() == 0
+            && self.has_place(state)
+            && state.adaptive.pause_until(now).is_none()
+            && state.next_permit(now) <= now
+    }
+
+    fn has_place(&self, state: &State) -> bool {
+        state.permits < self.shared.settings.max_in_flight
+    }
+
+    fn give(&self, state: &mut State, now: Instant) -> Permit {
+        state.permits += 1;
+        state.unsent += 1;
+        Permit {
+            limiter: self.clone(),
+            epoch: state.adaptive.epoch(),
+            given: now,
+            has_token: false,
+            is_answered: false,
+        }
     }
 
     fn rate_limited(&self, epoch: Epoch, retry_after: Option<Duration>) {
@@ -258,7 +293,23 @@ impl Limiter {
     }
 }
 
+/// What one who comes gets.
+enum Entered<'a> {
+    Given(Permit),
+    Waits {
+        answered: oneshot::Receiver<Result<Permit, Refused>>,
+        place: Place<'a>,
+        expected: Instant,
+    },
+}
+
 impl State {
+    /// When the next permit is to be given, going by the bucket alone.
+    fn next_permit(&self, now: Instant) -> Instant {
+        let at = self.bucket.earliest(self.unsent + 1, now);
+        at.checked_sub(self.lead()).unwrap_or(at)
+    }
+
     /// When one with so many ahead of it can expect a permit, going by the rate alone.
     fn expected(&self, ahead: usize, now: Instant) -> Instant {
         let from = self.adaptive.pause_until(now).unwrap_or(now);

@@ -1,6 +1,6 @@
-use std::{sync::atomic::Ordering, time::Duration};
+use std::time::Duration;
 
-use tokio::{sync::OwnedSemaphorePermit, time::sleep_until};
+use tokio::time::sleep_until;
 
 use super::{Limiter, adaptive::Epoch};
 use crate::clock::Instant;
@@ -11,7 +11,7 @@ pub struct Permit {
     pub(super) epoch: Epoch,
     pub(super) given: Instant,
     pub(super) has_token: bool,
-    pub(super) place: Option<OwnedSemaphorePermit>,
+    pub(super) is_answered: bool,
 }
 
 /// The permit is worth nothing any more: a pause began, or the rate fell, after it was given.
@@ -28,8 +28,8 @@ impl Permit {
     }
 
     /// SurveyLab answered anything else.
-    pub fn answered(&self) {
-        self.limiter.lock().adaptive.answered(self.epoch);
+    pub fn answered(mut self) {
+        self.is_answered = true;
     }
 
     /// Takes the token; to be called right before the request goes out.
@@ -62,10 +62,16 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.limiter.shared.permits.fetch_sub(1, Ordering::Relaxed);
-        if !self.has_token {
-            self.limiter.lock().unsent -= 1;
-            // Its token is free for the next one.
+        let mut state = self.limiter.lock();
+        if self.is_answered {
+            state.adaptive.answered(self.epoch);
+        }
+        // Whoever waits may have waited for this place, or gets the token that was not taken.
+        let is_awaited = state.lanes.len() > 0 && !(self.has_token && self.limiter.has_place(&state));
+        state.permits -= 1;
+        state.unsent -= usize::from(!self.has_token);
+        drop(state);
+        if is_awaited {
             self.limiter.shared.wake.notify_one();
         }
     }

@@ -48,12 +48,13 @@ impl SurveyLab for Simulated {
     }
 }
 
-/// A memory ledger that can be made to fail, and to hold look-ups.
+/// A memory ledger that can be made to fail, and to hold look-ups and claims.
 pub struct Unreliable {
     pub ledger: Memory,
     pub failing_claims: AtomicUsize,
     pub failing_settles: AtomicUsize,
     pub look_ups: Semaphore,
+    pub claims: Semaphore,
 }
 
 pub fn fails(left: &AtomicUsize) -> bool {
@@ -74,7 +75,10 @@ impl Ledger for Unreliable {
         if fails(&self.failing_claims) {
             return Box::pin(async { Err(Error::Unavailable("disk full".into())) });
         }
-        self.ledger.claim(claim)
+        Box::pin(async {
+            let _turn = self.claims.acquire().await.unwrap();
+            self.ledger.claim(claim).await
+        })
     }
 
     fn settle(&self, key: &Key, settlement: Settlement, at: Timestamp) -> BoxFuture<'_, Result<(), Error>> {
@@ -148,6 +152,7 @@ impl Plan {
             failing_claims: AtomicUsize::new(0),
             failing_settles: AtomicUsize::new(0),
             look_ups: Semaphore::new(1_000),
+            claims: Semaphore::new(1_000),
         });
         let (limiter, pacer) = Limiter::new(limiter::Settings {
             rate: self.rate.parse().unwrap(),

@@ -91,7 +91,10 @@ pub fn order(seen: &Seen<'_>) -> Result<(), String> {
             let mut events = seen.events().skip(call.from).take(call.to - call.from);
             events.find(|(_, process, event)| *process == call.process && wanted(event, key))
         };
-        let came = first(|event, key| matches!(event, Event::LookedUp { key: other } if *other == key));
+        // Where it finds a permit at once it claims without a look-up.
+        let came = first(
+            |event, key| matches!(event, Event::LookedUp { key: other } | Event::Claims { key: other, .. } if *other == key),
+        );
         let claimed = first(|event, key| matches!(event, Event::Claims { key: other, .. } if *other == key));
         if let (Some((came, ..)), Some((claimed, ..))) = (came, claimed) {
             let lane = (call.process, call.asked.stream);
