@@ -32,6 +32,8 @@ const SETTINGS: &str = "
     PRAGMA wal_autocheckpoint = 16000;
     -- After a reset the WAL is cut back to what those 16 000 pages take, should it ever have grown beyond.
     PRAGMA journal_size_limit = 67108864;
+    -- 16 MiB instead of 2: claims and settles come back to the same pages before these are written to the file.
+    PRAGMA cache_size = -16384;
     PRAGMA trusted_schema = OFF;
 ";
 

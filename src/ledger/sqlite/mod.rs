@@ -1,7 +1,7 @@
 //! The embedded ledger: one SQLite file, owned by one process.
 //!
-//! Three threads, each with a connection of its own: one writes, in transactions that many callers share; one looks
-//! keys up beside it; one lists, so that no listing holds up a look-up. A commit is in the WAL's index when it is
+//! Four threads, each with a connection of its own: one writes, in transactions that many callers share; one looks
+//! keys up beside it; one lists, so that no listing holds up a look-up; one works the WAL off. A commit is in the WAL's index when it is
 //! acknowledged, and a read transaction begins after its question came in, so a look-up sees every step that was
 //! acknowledged before it.
 //!
@@ -17,6 +17,7 @@ use crate::{
     invitation::Key,
 };
 
+mod checkpoint;
 mod file;
 mod identity;
 pub mod maintenance;
@@ -27,6 +28,7 @@ mod tests;
 mod worker;
 mod write;
 
+use checkpoint::Checkpointer;
 use file::Place;
 use identity::Files;
 use worker::{Cause, Role, Worker};
@@ -39,6 +41,7 @@ pub struct Sqlite {
     // In the order in which they are to end: SQLite checkpoints, and removes the WAL, with the last connection.
     lister: Worker,
     reader: Worker,
+    checkpointer: Checkpointer,
     writer: Worker,
     last_written: Option<SystemTime>,
 }
@@ -67,7 +70,7 @@ impl Sqlite {
         let files = Files::watch(place.clone(), database, owner.identity).map_err(|gone| refused(gone.into()))?;
         let files = Arc::new(files);
         let connect = || files.connect().map_err(refused);
-        let (reading, listing) = (connect()?, connect()?);
+        let (reading, listing, checkpointing) = (connect()?, connect()?, connect()?);
 
         let failed = |error| Error::Unavailable(format!("{}: no thread for it: {error}", path.display()));
         let read = |name, max_batch| Role {
@@ -75,20 +78,24 @@ impl Sqlite {
             begin: "BEGIN",
             max_batch,
             writes: false,
+            checkpoints: None,
         };
         let lister = Worker::spawn(read("ledger-list", 1), files.clone(), listing, ()).map_err(failed)?;
         let reader = Worker::spawn(read("ledger-read", MAX_BATCH), files.clone(), reading, ()).map_err(failed)?;
+        let checkpointer = Checkpointer::spawn(files.clone(), checkpointing).map_err(failed)?;
         let write = Role {
             name: "ledger-write",
             // Takes the write lock at once: a transaction that read first could find that it may no more write.
             begin: "BEGIN IMMEDIATE",
             max_batch: MAX_BATCH,
             writes: true,
+            checkpoints: Some(checkpointer.checkpoints()),
         };
         let writer = Worker::spawn(write, files, writing, owner).map_err(failed)?;
         Ok(Self {
             lister,
             reader,
+            checkpointer,
             writer,
             last_written,
         })
@@ -146,6 +153,7 @@ impl Ledger for Sqlite {
             let _logged = self.reader.ask(read::Probe).await;
             self.lister.stop().await;
             self.reader.stop().await;
+            self.checkpointer.stop().await;
             self.writer.stop().await;
         }
         .boxed()

@@ -3,11 +3,7 @@
 use rusqlite::{Connection, TransactionBehavior, config::DbConfig, ffi};
 
 use super::{file::Place, write};
-use crate::{
-    clock::Timestamp,
-    fail_point,
-    ledger::{Error, rules},
-};
+use crate::{clock::Timestamp, fail_point, ledger::Error};
 
 /// Marks a file as a ledger of this gateway, for itself and for `file(1)`: "SLGW".
 pub(super) const APPLICATION_ID: i32 = 0x534c_4757;
@@ -150,7 +146,7 @@ fn migrate(db: &mut Connection, version: &mut i64) -> rusqlite::Result<()> {
 fn put_in_doubt(db: &mut Connection, now: Timestamp) -> rusqlite::Result<()> {
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     fail_point::reached(fail_point::Place::BeforeRecovery);
-    let orphans = write::settle_all(&transaction, rules::ORPHANED, now)?;
+    let orphans = write::put_all_in_doubt(&transaction, now)?;
     fail_point::reached(fail_point::Place::WithinRecovery);
     transaction.commit()?;
     fail_point::reached(fail_point::Place::AfterRecovery);

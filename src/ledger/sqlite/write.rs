@@ -1,6 +1,6 @@
 //! What is done to the tables. A statement prepared here is kept by its connection.
 
-use rusqlite::{CachedStatement, Connection, params};
+use rusqlite::{Connection, params};
 
 use super::{
     read::{pending, settled},
@@ -20,15 +20,15 @@ const RELEASE: &str = "DELETE FROM pending WHERE collector_id = ?1 AND crk = ?2"
 const RESOLVE: &str = "UPDATE invitation SET state = ?3, created_at = ?4, updated_at = ?5, reason = ?6, \
                        http_status = ?7 WHERE collector_id = ?1 AND crk = ?2";
 
-/// Moves rows of `pending` over to `invitation`. What they become is the same for all of them. The lesser of the two
-/// times is `rules::created_at`.
+/// Moves rows of `pending` over to `invitation`. What they become is the same for all of them: state, time, reason, HTTP
+/// status, notification. The lesser of the two times is `rules::created_at`.
 macro_rules! settle {
     ($which:literal) => {
         concat!(
             "INSERT INTO invitation (collector_id, crk, fingerprint, state, attempts, created_at, updated_at, reason, \
              http_status, notification) \
-             SELECT collector_id, crk, fingerprint, :state, attempts, min(created_at, :at), :at, :reason, \
-             :http_status, :notification FROM pending WHERE ",
+             SELECT collector_id, crk, fingerprint, ?1, attempts, min(created_at, ?2), ?2, ?3, ?4, ?5 \
+             FROM pending WHERE ",
             $which,
             " ON CONFLICT (collector_id, crk) DO UPDATE SET fingerprint = excluded.fingerprint, \
              state = excluded.state, attempts = excluded.attempts, created_at = excluded.created_at, \
@@ -37,7 +37,7 @@ macro_rules! settle {
         )
     };
 }
-const SETTLE_ONE: &str = settle!("collector_id = :collector_id AND crk = :crk");
+const SETTLE_ONE: &str = settle!("collector_id = ?6 AND crk = ?7");
 const SETTLE_ALL: &str = settle!("true");
 
 pub(super) struct Claim(pub ledger::Claim);
@@ -87,10 +87,20 @@ impl Operation for Settle {
     type Answer = ();
 
     fn run(&self, db: &Connection) -> Result<(), Fault> {
-        let mut statement = db.prepare_cached(SETTLE_ONE)?;
-        bind(&mut statement, ":collector_id", self.key.collector_id())?;
-        bind(&mut statement, ":crk", self.key.crk())?;
-        let settled = settle(statement, self.settlement.clone(), self.at)?;
+        let rules::Settled {
+            state,
+            last_error,
+            notification,
+        } = self.settlement.clone().into();
+        let settled = db.prepare_cached(SETTLE_ONE)?.execute(params![
+            state as i64,
+            self.at.0,
+            last_error.map(|error| error.reason.code()),
+            last_error.and_then(|error| error.http_status),
+            notification,
+            self.key.collector_id(),
+            self.key.crk(),
+        ])?;
         if settled > 0 {
             release(db, &self.key)?;
         }
@@ -98,36 +108,21 @@ impl Operation for Settle {
     }
 }
 
-/// Settles every claim there is, and tells how many that were.
-pub(super) fn settle_all(db: &Connection, settlement: Settlement, at: Timestamp) -> rusqlite::Result<usize> {
-    let settled = settle(db.prepare_cached(SETTLE_ALL)?, settlement, at)?;
+/// Puts every claim there is in doubt, and tells how many that were.
+pub(super) fn put_all_in_doubt(db: &Connection, at: Timestamp) -> rusqlite::Result<usize> {
+    let rules::Settled { state, last_error, .. } = rules::ORPHANED.into();
+    let settled = db.execute(
+        SETTLE_ALL,
+        params![
+            state as i64,
+            at.0,
+            last_error.map(|error| error.reason.code()),
+            last_error.and_then(|error| error.http_status),
+            None::<&str>,
+        ],
+    )?;
     db.execute("DELETE FROM pending", [])?;
     Ok(settled)
-}
-
-fn settle(mut statement: CachedStatement<'_>, settlement: Settlement, at: Timestamp) -> rusqlite::Result<usize> {
-    let settled = rules::Settled::from(settlement);
-    bind(&mut statement, ":state", settled.state as i64)?;
-    bind(&mut statement, ":at", at.0)?;
-    bind(
-        &mut statement,
-        ":reason",
-        settled.last_error.map(|error| error.reason.code()),
-    )?;
-    bind(
-        &mut statement,
-        ":http_status",
-        settled.last_error.and_then(|error| error.http_status),
-    )?;
-    bind(&mut statement, ":notification", settled.notification)?;
-    statement.raw_execute()
-}
-
-fn bind(statement: &mut CachedStatement<'_>, name: &str, value: impl rusqlite::ToSql) -> rusqlite::Result<()> {
-    match statement.parameter_index(name)? {
-        Some(index) => statement.raw_bind_parameter(index, value),
-        None => Err(rusqlite::Error::InvalidParameterName(name.into())),
-    }
 }
 
 pub(super) struct Release(pub Key);

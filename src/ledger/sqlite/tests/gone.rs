@@ -151,6 +151,7 @@ async fn a_commit_whose_file_goes_meanwhile_is_not_acknowledged() {
         begin: "BEGIN IMMEDIATE",
         max_batch: MAX_BATCH,
         writes: true,
+        checkpoints: None,
     };
     let writer = Worker::spawn(role, files, db, owner).expect("spawns");
     let text = assert_unavailable(writer.ask(write::Claim(a_claim(&key("1"), 1))).await);
