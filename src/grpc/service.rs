@@ -18,7 +18,7 @@ use crate::{
     dispatch::Dispatcher,
     ledger::Resolved,
     limiter::{Lane, StreamId},
-    metrics,
+    metrics::{self, Method},
     proto::{self, invitation_service_server::InvitationService},
 };
 
@@ -33,28 +33,6 @@ pub struct Service {
     pub closing: CancellationToken,
     pub tasks: TaskTracker,
     pub next_stream: Arc<AtomicU64>,
-}
-
-/// Which method a call came by, as metrics name it.
-#[derive(Clone, Copy)]
-enum Method {
-    Add,
-    Stream,
-    Get,
-    List,
-    Resolve,
-}
-
-impl Method {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Add => "AddRespondent",
-            Self::Stream => "StreamAddRespondent",
-            Self::Get => "GetInvitation",
-            Self::List => "ListInvitations",
-            Self::Resolve => "ResolveInvitation",
-        }
-    }
 }
 
 impl Service {
@@ -99,10 +77,8 @@ impl Service {
 }
 
 fn count<T>(method: Method, took: Duration, answer: &Result<T, Status>) {
-    match answer {
-        Ok(_) => metrics::call(method.name(), tonic::Code::Ok, String::new(), took),
-        Err(error) => metrics::call(method.name(), error.code(), status::reason(error), took),
-    }
+    let failed = answer.as_ref().err().map(|error| (error.code(), status::reason(error)));
+    metrics::call(method, failed, took);
 }
 
 fn counted<T>(method: Method, begin: Instant, answer: Result<T, Status>) -> Result<Response<T>, Status> {

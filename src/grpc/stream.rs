@@ -3,6 +3,8 @@
 //! Each request takes one place of the stream's window before it is read, and gives it back when the transport has
 //! taken its result. So memory is bounded by the window, whether SurveyLab is slow or the reader of the results is.
 
+use std::pin::pin;
+
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
     select,
@@ -49,17 +51,24 @@ async fn drive(
     let mut next_sequence = 0;
     let mut reading = true;
     let mut end: Option<Status> = None;
+    // Waited for all the time, so made once, and not again for every item.
+    let mut gone = pin!(results.closed());
+    let mut closing = pin!(service.closing.cancelled());
+    let mut passed = pin!(passed(deadline));
 
     while reading || !in_progress.is_empty() {
+        if place.is_none() && reading {
+            place = results.clone().try_reserve_owned().ok();
+        }
         select! {
             biased;
-            () = results.closed() => return,
+            () = &mut gone => return,
             Some(()) = in_progress.next(), if !in_progress.is_empty() => {}
-            () = service.closing.cancelled(), if reading => {
+            () = &mut closing, if reading => {
                 reading = false;
                 end = Some(status::status(&Failure::new(Reason::ShuttingDown, Sent::No).retry_after(LATER)));
             }
-            () = passed(deadline), if reading => {
+            () = &mut passed, if reading => {
                 reading = false;
                 end = Some(status::stream_deadline());
             }

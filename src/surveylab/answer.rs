@@ -59,7 +59,7 @@ pub(super) fn by_status(head: &Head<'_>, now: SystemTime) -> Option<Answer> {
 }
 
 /// The answer that a body under a 2xx gives.
-pub(super) fn by_body(http_status: u16, body: Body, secrets: impl FnOnce() -> Secrets) -> Answer {
+pub(super) fn by_body(http_status: u16, body: Body, secrets: &Secrets<'_>) -> Answer {
     let bytes = match body {
         Body::Complete(bytes) => bytes,
         Body::TooLong => return in_doubt(http_status, format!("the body is longer than {MAX_BODY} bytes")),
@@ -74,7 +74,7 @@ pub(super) fn by_body(http_status: u16, body: Body, secrets: impl FnOnce() -> Se
     let notification = match reply.notification {
         Value::Null => String::new(),
         Value::String(text) if text.is_empty() => text,
-        other => words(other, &secrets()),
+        other => words(other, secrets),
     };
     if reply.status {
         Answer::Added { notification }
@@ -88,7 +88,7 @@ pub(super) fn by_body(http_status: u16, body: Body, secrets: impl FnOnce() -> Se
 
 /// A notification as text, fit to be repeated. JSON in place of text is cleaned before it is written out: writing escapes
 /// what secrets are told by.
-fn words(notification: Value, secrets: &Secrets) -> String {
+fn words(notification: Value, secrets: &Secrets<'_>) -> String {
     let text = match notification {
         Value::String(text) => text,
         structured => cleaned(structured, secrets).to_string(),
@@ -96,7 +96,7 @@ fn words(notification: Value, secrets: &Secrets) -> String {
     secrets.clean(&text, MAX_NOTIFICATION_CHARS)
 }
 
-fn cleaned(value: Value, secrets: &Secrets) -> Value {
+fn cleaned(value: Value, secrets: &Secrets<'_>) -> Value {
     let clean = |text: &str| secrets.clean(text, MAX_NOTIFICATION_CHARS);
     match value {
         Value::String(text) => clean(&text).into(),
@@ -132,11 +132,13 @@ fn read(bytes: &[u8]) -> Option<Reply> {
     if !text.starts_with('{') {
         return None;
     }
+    if let Ok(reply) = serde_json::from_str(text) {
+        return Some(reply);
+    }
     // In what is JSON as it stands, such a quote is a letter like any other, and so no end of a name.
-    if serde_json::from_str::<IgnoredAny>(text).is_ok() {
-        serde_json::from_str(text).ok()
-    } else {
-        serde_json::from_str(&text.replace(is_typographic_quote, "\"")).ok()
+    match serde_json::from_str::<IgnoredAny>(text) {
+        Ok(_) => None,
+        Err(_) => serde_json::from_str(&text.replace(is_typographic_quote, "\"")).ok(),
     }
 }
 

@@ -52,9 +52,11 @@ pub fn answer(data: &[u8]) {
             email: EMAIL.into(),
             ..Respondent::default()
         };
-        by_body(http_status, Body::Complete(body.to_vec()), || {
-            Secrets::of(TOKEN, &respondent)
-        })
+        by_body(
+            http_status,
+            Body::Complete(body.to_vec()),
+            &Secrets::of(TOKEN, &respondent),
+        )
     });
     let wanted = match http_status {
         200..=299 => match status_in(body) {

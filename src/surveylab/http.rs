@@ -108,7 +108,7 @@ impl HttpSurveyLab {
         "GET ".len() + self.url.path().len() + "?".len() + self.query_begin.expose_secret().len() + LINE_END.len()
     }
 
-    fn secrets(&self, request: &Request) -> Secrets {
+    fn secrets<'a>(&'a self, request: &'a Request) -> Secrets<'a> {
         Secrets::of(self.token.expose_secret(), &request.invitation.respondent)
     }
 
@@ -128,7 +128,7 @@ impl HttpSurveyLab {
             retry_after,
         };
         answer::by_status(&head, self.clock.wall())
-            .unwrap_or_else(|| answer::by_body(http_status, Body::Complete(body), || self.secrets(request)))
+            .unwrap_or_else(|| answer::by_body(http_status, Body::Complete(body), &self.secrets(request)))
     }
 
     async fn get(&self, request: &Request) -> Answer {
@@ -149,9 +149,9 @@ impl HttpSurveyLab {
         if let Some(answer) = answer::by_status(&head, self.clock.wall()) {
             return answer;
         }
-        let secrets = || self.secrets(request);
-        let body = read_body(response, secrets).await;
-        answer::by_body(http_status, body, secrets)
+        let secrets = self.secrets(request);
+        let body = read_body(response, &secrets).await;
+        answer::by_body(http_status, body, &secrets)
     }
 }
 
@@ -166,7 +166,7 @@ impl SurveyLab for HttpSurveyLab {
 }
 
 /// Reads at most one piece past the limit, whatever `content-length` promises.
-async fn read_body(mut response: Response, secrets: impl Fn() -> Secrets) -> Body {
+async fn read_body(mut response: Response, secrets: &Secrets<'_>) -> Body {
     let mut body = Vec::new();
     loop {
         match response.chunk().await {
@@ -174,7 +174,7 @@ async fn read_body(mut response: Response, secrets: impl Fn() -> Secrets) -> Bod
             Ok(Some(chunk)) => body.extend_from_slice(&chunk),
             Ok(None) => return Body::Complete(body),
             Err(error) => {
-                let cause = failure::cause(&error.without_url(), &secrets());
+                let cause = failure::cause(&error.without_url(), secrets);
                 return Body::Broken { cause };
             }
         }

@@ -24,9 +24,8 @@ fn body(bytes: &[u8]) -> Answer {
         email: "jan@example.com".into(),
         ..Respondent::default()
     };
-    by_body(200, Body::Complete(bytes.to_vec()), || {
-        Secrets::of("the-token", &respondent)
-    })
+    let secrets = Secrets::of("the-token", &respondent);
+    by_body(200, Body::Complete(bytes.to_vec()), &secrets)
 }
 
 fn is_in_doubt(answer: &Answer) -> bool {
@@ -169,7 +168,7 @@ fn bodies_that_were_not_read_to_their_end() {
         (Body::TooLong, "the body is longer than 65536 bytes"),
         (broken, "reset"),
     ] {
-        let answer = by_body(206, body, || unreachable!("nothing to clean"));
+        let answer = by_body(206, body, &Secrets::of("the-token", &Respondent::default()));
         let wanted = Answer::InDoubt {
             http_status: Some(206),
             cause: wanted.into(),

@@ -8,7 +8,7 @@ const MAX_CAUSE_CHARS: usize = 300;
 
 /// A failure before there was an answer's head. Decided on types alone; whatever is not known to have come before the
 /// first byte is in doubt.
-pub(super) fn of_send(error: reqwest::Error, secrets: &Secrets) -> Answer {
+pub(super) fn of_send(error: reqwest::Error, secrets: &Secrets<'_>) -> Answer {
     let cause = cause(&error, secrets);
     if never_written(&error) {
         Answer::Unreachable { cause }
@@ -41,7 +41,7 @@ fn is_canceled(error: &(dyn StdError + 'static)) -> bool {
 }
 
 /// What happened, fit for logs, callers and ledgers. The error must have lost its URL.
-pub(super) fn cause(error: &reqwest::Error, secrets: &Secrets) -> String {
+pub(super) fn cause(error: &reqwest::Error, secrets: &Secrets<'_>) -> String {
     let what = if error.is_dns() {
         "the name was not resolved"
     } else if error.is_connect() && error.is_timeout() {
