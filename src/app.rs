@@ -13,6 +13,7 @@ use crate::{
     grpc::{self, Health, Service},
     ledger::{self, Ledger, memory::Memory, sqlite::Sqlite},
     limiter::{self, Limiter},
+    metrics,
     sandbox::{self, Sandbox},
     surveylab::http::{self, EndpointError, HttpConfig, HttpSurveyLab},
 };
@@ -141,6 +142,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     announce(&config, &listeners, sandbox.as_ref());
 
     let mut pacer = tasks.spawn(pacer.run());
+    tasks.spawn(metrics::upkeep(stop.clone()));
     let limits = grpc::server::Limits {
         max_connections: count(args.max_connections),
         max_streams: args.max_streams.get(),
@@ -243,6 +245,14 @@ fn announce(config: &Config, listeners: &Listeners, sandbox: Option<&Sandbox>) {
     if config.ledger == LedgerUrl::Memory {
         tracing::warn!("the ledger is in memory: a restart forgets every key");
     }
+    let least = least_burst(args.rate.period());
+    if u128::from(args.burst.get()) < least {
+        tracing::warn!(
+            burst = args.burst,
+            at_least = least,
+            "--burst is less than the rate adds in 4 ms: the rate will not be used up, nor kept to the millisecond"
+        );
+    }
     let local = |listener: &TcpListener| {
         listener
             .local_addr()
@@ -257,6 +267,13 @@ fn announce(config: &Config, listeners: &Listeners, sandbox: Option<&Sandbox>) {
         version = env!("CARGO_PKG_VERSION"),
         "listening"
     );
+}
+
+/// The bucket keeps half of a small burst back for what is held up on its way, and must not fill up with the rest while the
+/// pacer waits: timers are up to a millisecond late, and a busy machine makes them later.
+fn least_burst(period: Duration) -> u128 {
+    const SLACK: Duration = Duration::from_millis(4);
+    SLACK.as_nanos().div_ceil(period.as_nanos().max(1))
 }
 
 /// Settings are 32 bit; what they count is of the machine's size.

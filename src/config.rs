@@ -56,7 +56,7 @@ pub struct ServeArgs {
 
     /// Connections of callers at once. One more takes the place of the one that has been without a call for longest; if
     /// all have calls under way it is closed.
-    #[arg(long, env = "GATEWAY_MAX_CONNECTIONS", value_name = "COUNT", default_value = "256", value_parser = at_most::<100_000>)]
+    #[arg(long, env = "GATEWAY_MAX_CONNECTIONS", value_name = "COUNT", default_value = "1024", value_parser = at_most::<100_000>)]
     pub max_connections: NonZeroU32,
 
     /// Calls at once on one connection; clients hold further ones back.

@@ -53,6 +53,9 @@ async fn serve(args: ServeArgs) -> Exit {
         Ok(shutdown) => shutdown,
         Err(error) => return fail(Exit::TryAgain, &format!("can't handle signals: {error}")),
     };
+    // A session's usual 1 024 are fewer than the connections of callers and to SurveyLab may be. Where the system allows no
+    // more, connections wait.
+    let _as_many_as_there_are = rlimit::increase_nofile_limit(u64::MAX);
     if let Err(error) = metrics::install() {
         return fail(Exit::TryAgain, &format!("can't record metrics: {error}"));
     }

@@ -245,3 +245,17 @@ async fn a_restart_brings_no_second_burst() {
     let refused = add(&client, request("f")).await.unwrap_err();
     assert_eq!((refused.reason.as_str(), refused.sent()), ("WAIT_TOO_LONG", "no"));
 }
+
+#[tokio::test]
+async fn a_burst_that_is_too_small_for_its_rate_is_told() {
+    let sandbox = surveylab().await;
+    for (burst, is_too_small) in [(19, true), (20, false)] {
+        let options = Options::new().flag("--rate", "5000/s").flag("--burst", burst);
+        let gateway = Gateway::with(options, &sandbox).await;
+        assert_eq!(
+            gateway.log().contains("--burst is less than the rate adds in 4 ms"),
+            is_too_small,
+            "{burst}"
+        );
+    }
+}

@@ -28,7 +28,7 @@ const SETTINGS: [(&str, &str, Option<&str>, &str); 21] = [
         Some("127.0.0.1:9464"),
         "127.0.0.1",
     ),
-    ("max-connections", "GATEWAY_MAX_CONNECTIONS", Some("256"), "0"),
+    ("max-connections", "GATEWAY_MAX_CONNECTIONS", Some("1024"), "0"),
     ("max-streams", "GATEWAY_MAX_STREAMS", Some("1024"), "100001"),
     ("receive-timeout", "GATEWAY_RECEIVE_TIMEOUT", Some("20s"), "20"),
     (
