@@ -22,7 +22,7 @@ RUSTFLAGS="-C force-frame-pointers=yes" CFLAGS=-fno-omit-frame-pointer \
 unset CARGO_TARGET_DIR CARGO_PROFILE_RELEASE_DEBUG
 load=$(cargo bench --locked --bench peers --no-run 2>&1 | sed -n 's/.*Executable.*(\(.*\))/\1/p')
 tools=$PWD/target/tools
-[ -x "$tools/bin/inferno-flamegraph" ] || cargo install inferno --locked --root "$tools"
+[ -x "$tools/bin/inferno-flamegraph" ] || cargo install inferno --locked --no-default-features --features cli --root "$tools"
 
 scratch=$(mktemp -d target/profile/XXXXXX)
 trap 'kill $(jobs -p) 2>/dev/null; wait; rm -rf "$scratch"' EXIT
