@@ -24,7 +24,7 @@ load=$(cargo bench --locked --bench peers --no-run 2>&1 | sed -n 's/.*Executable
 tools=$PWD/target/tools
 [ -x "$tools/bin/inferno-flamegraph" ] || cargo install inferno --locked --no-default-features --features cli --root "$tools"
 
-scratch=$(mktemp -d target/profile/XXXXXX)
+scratch=$(mktemp -d target/profile/load.XXXXXX)
 trap 'kill $(jobs -p) 2>/dev/null; wait; rm -rf "$scratch"' EXIT
 "$load" stub >"$scratch/stub" &
 until [ -s "$scratch/stub" ]; do sleep 0.1; done

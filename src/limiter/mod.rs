@@ -2,8 +2,9 @@
 //!
 //! governor's `until_ready` keeps no order and sleeps on timers that follow no paused clock, so one [`Pacer`] task hands
 //! out [`Permit`]s: a place in flight, and the right to a token, given to the one whose turn it is when the token is
-//! there. Only where nobody waits, and both are there, a request gets its permit without the pacer. The token itself is taken at the moment of sending ([`Permit::token`]): between the two lies the claim, and were
-//! tokens taken before it, a slow claim would send several requests closer together than the bucket allows.
+//! there. Only where nobody waits, and both are there, a request gets its permit without the pacer. The token itself is
+//! taken at the moment of sending ([`Permit::token`]): between the two lies the claim, and were tokens taken before it, a
+//! slow claim would send several requests closer together than the bucket allows.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
