@@ -32,8 +32,9 @@ const SETTINGS: &str = "
     PRAGMA wal_autocheckpoint = 16000;
     -- After a reset the WAL is cut back to what those 16 000 pages take, should it ever have grown beyond.
     PRAGMA journal_size_limit = 67108864;
-    -- 16 MiB instead of 2: claims and settles come back to the same pages before these are written to the file.
-    PRAGMA cache_size = -16384;
+    -- 24 MiB instead of 2: claims and settles come back to the same pages before these are written to the file, and the
+    -- inner pages of a large tree stay.
+    PRAGMA cache_size = -24576;
     PRAGMA trusted_schema = OFF;
 ";
 
