@@ -7,8 +7,8 @@ use clap::Args as ClapArgs;
 use futures_util::StreamExt as _;
 use serde::Deserialize;
 use surveylab_gateway::proto::{
-    AddRespondentRequest, AddRespondentResponse, GetInvitationRequest, Invitation, ListInvitationsRequest,
-    ListInvitationsResponse, Outcome, ResolveInvitationRequest, StreamAddRespondentResponse,
+    AddRespondentRequest, AddRespondentResponse, GetInvitationRequest, GetStatusRequest, GetStatusResponse, Invitation,
+    ListInvitationsRequest, ListInvitationsResponse, Outcome, ResolveInvitationRequest, StreamAddRespondentResponse,
     invitation_service_server::{InvitationService, InvitationServiceServer},
     stream_add_respondent_response::Result as ItemResult,
 };
@@ -165,6 +165,10 @@ impl InvitationService for Bare {
     }
 
     async fn resolve_invitation(&self, _: Request<ResolveInvitationRequest>) -> Result<Response<Invitation>, Status> {
+        Err(Status::unimplemented("it keeps nothing"))
+    }
+
+    async fn get_status(&self, _: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
         Err(Status::unimplemented("it keeps nothing"))
     }
 }
