@@ -27,11 +27,14 @@ use crate::{
 
 use flight::Trip;
 use in_flight::{Entered, InFlight, Lead, Observed, Progress, Seat};
+use standing::Checks;
+pub use standing::{Serving, Standing};
 pub use verdict::{LATER, OnServerError};
 
 mod flight;
 mod in_flight;
 mod retry;
+mod standing;
 mod verdict;
 
 #[cfg(test)]
@@ -98,6 +101,7 @@ struct Core {
     /// from one end to the other, and a look-up is cheaper than a claim that can't be made.
     new_lately: AtomicBool,
     trips: TaskTracker,
+    checks: Checks,
     /// Nothing new goes out.
     closing: CancellationToken,
     /// What is still under way is cut off; its claims come back in doubt at the next start.
@@ -122,6 +126,7 @@ impl Dispatcher {
                 in_flight: Arc::default(),
                 new_lately: AtomicBool::new(true),
                 trips: TaskTracker::new(),
+                checks: Checks::default(),
                 closing: CancellationToken::new(),
                 cut_off: CancellationToken::new(),
             }),
