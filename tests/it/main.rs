@@ -26,4 +26,5 @@ mod resources;
 mod secrets;
 mod settings;
 mod shutdown;
+mod status;
 mod stream;
