@@ -3,6 +3,7 @@
 
 mod support;
 
+mod bulk;
 mod cancel;
 mod cli;
 mod clock_jumps;
