@@ -21,7 +21,7 @@ use crate::{
     shutdown,
 };
 
-/// Tell how a running gateway stands: its rate and pause, what waits and for how long, what is under way.
+/// Tell how a running gateway stands: its rate, a pause, what waits and for how long.
 ///
 /// Exit codes: 0 it answered, whatever it said (`healthcheck` tells by its exit code whether it serves), or Ctrl-C ended
 /// --watch; 1 no answer now; 2 wrong flags; 3 the gateway has no such call.
