@@ -251,14 +251,6 @@ impl Dispatcher {
         resolved.map_err(|error| ledger_unavailable(&error, Sent::No))
     }
 
-    /// Could a request go out now?
-    pub async fn ready(&self) -> Result<(), String> {
-        if self.core.closing.is_cancelled() {
-            return Err("shutting down".into());
-        }
-        self.core.ledger.check().await.map_err(|error| error.to_string())
-    }
-
     /// Refuses what waits and what comes. What is on the wire goes on.
     pub fn close(&self) {
         self.core.closing.cancel();

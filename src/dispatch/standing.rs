@@ -1,5 +1,5 @@
-//! How the gateway stands, for people on call. The ledger is asked whether it can write, and never waited for: an answer
-//! that does not come is an answer, too.
+//! How the gateway stands, for monitors and people on call. Who asks for a [`Standing`] does not wait for the ledger for
+//! long: an answer that does not come is an answer, too.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -46,6 +46,14 @@ struct Check {
 }
 
 impl Dispatcher {
+    /// Could a request go out now? Waits for the ledger as long as it takes.
+    pub async fn ready(&self) -> Result<(), String> {
+        if self.core.closing.is_cancelled() {
+            return Err("shutting down".into());
+        }
+        self.core.ledger.check().await.map_err(|error| error.to_string())
+    }
+
     /// How it stands now. Ends within [`PATIENCE`], whatever the ledger does.
     pub async fn standing(&self) -> Standing {
         let serving = self.serving().await;

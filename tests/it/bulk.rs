@@ -126,7 +126,7 @@ async fn sixteen_streams_take_turns_in_flat_memory() {
             "{stream}: {sequence} was answered twice"
         );
         read.count(stream);
-        if read.answered[stream] % 100 == 0 {
+        if read.answered[stream].is_multiple_of(100) {
             peak = peak.max(resident_memory(&gateway));
         }
     }
