@@ -151,6 +151,7 @@ async fn sixteen_streams_take_turns_in_flat_memory() {
     assert!(sent.worst <= 1 + IN_FLIGHT, "{}", sent.worst);
     // On the way back results are bunched. Without turns it would be a whole window.
     assert!(read.worst <= WINDOW / 4, "{}", read.worst);
+    // Sixteen windows of requests that wait, 28 MiB, and what the ledger keeps of its pages: two threads, 24 MiB each.
     assert!(grown < 96 * MIB, "{grown} bytes");
     let report = sandbox.report();
     let requests = (1 + IN_FLIGHT + STREAMS * items) as u64;
