@@ -54,7 +54,7 @@ impl Dispatcher {
         self.core.ledger.check().await.map_err(|error| error.to_string())
     }
 
-    /// How it stands now. Ends within [`PATIENCE`], whatever the ledger does.
+    /// How it stands now. Ends within a second or so, whatever the ledger does.
     pub async fn standing(&self) -> Standing {
         let serving = self.serving().await;
         Standing {
