@@ -2,7 +2,7 @@
 # Runs every check of this repository and stops at the first failure. Needs a Rust toolchain and a C compiler; what else
 # is missing it installs with apt where it may, or names. Tools go to target/tools, never outside of target/.
 #
-# With --long it also makes more of what is random, for some 15 minutes: 500 kills, thousands of disks after a loss of
+# With --long it also makes more of what is random, for about an hour: 500 kills, thousands of disks after a loss of
 # power, thousands of interleavings. SEED repeats a printed seed's choices.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -134,7 +134,7 @@ if [ -n "$long" ]; then
   long() {
     local test=$1 kind=--lib
     shift
-    case $test in kills::* | power::*) kind="--test=it" ;; esac
+    case $test in kills::* | power::* | bulk::*) kind="--test=it" ;; esac
     printf '\n--- %s %s\n' "$test" "$*"
     env "$@" cargo test --locked --quiet "$kind" -- --exact "$test" --nocapture
   }
@@ -145,6 +145,8 @@ if [ -n "$long" ]; then
   long dispatch::tests::interleavings::every_interleaving_keeps_the_contract PROPTEST_CASES=10000
   long ledger::conformance::sqlite::is_linearizable PROPTEST_CASES=300
   long ledger::conformance::memory::is_linearizable PROPTEST_CASES=300
+  long bulk::sixteen_streams_take_turns_in_flat_memory BULK_ITEMS=100000 BULK_RATE=20000/s
+  long bulk::streams_cancelled_by_the_hundred_take_nothing_from_another_on_their_connection BULK_ROUNDS=300
 fi
 
 heading "buf lint"
@@ -153,6 +155,21 @@ if [ -n "$buf" ]; then
   printf 'the contract is clean\n'
 else
   skipped+=("buf lint (npm could not install buf)")
+  printf 'SKIPPED: buf is missing\n'
+fi
+
+heading "buf breaking"
+# tests/contract holds the contract as it was agreed on. Callers generate code from it, so it may only be added to.
+if [ -n "$buf" ]; then
+  agreed=$root/target/contract
+  rm -rf "$agreed"
+  mkdir -p "$agreed/surveylab/invitation/v1"
+  cp -r proto/google "$agreed"
+  cp tests/contract/invitation.proto "$agreed/surveylab/invitation/v1"
+  "$buf" breaking --against "$agreed"
+  printf 'the contract is what was agreed on, and more\n'
+else
+  skipped+=("buf breaking (npm could not install buf)")
   printf 'SKIPPED: buf is missing\n'
 fi
 

@@ -136,7 +136,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         stream_window: count(args.stream_window),
         closing: closing.clone(),
         tasks: tasks.clone(),
-        next_stream: Arc::default(),
+        streams: Arc::default(),
+        about: grpc::About {
+            started_at: clock.timestamp(),
+            ledger: config.ledger.kind(),
+            sandbox: sandbox.is_some(),
+        },
     };
     let routes = grpc::routes(service, &health)?;
     announce(&config, &listeners, sandbox.as_ref());

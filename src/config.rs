@@ -160,6 +160,16 @@ impl FromStr for LedgerUrl {
     }
 }
 
+impl LedgerUrl {
+    /// What kind of ledger it is.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Sqlite(_) => "sqlite",
+            Self::Memory => "memory",
+        }
+    }
+}
+
 impl fmt::Display for LedgerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -39,6 +39,7 @@ async fn run(command: Command) -> Exit {
         Command::Add(args) => cli::add::run(args).await,
         Command::Invitations(command) => cli::invitations::run(command).await,
         Command::Ledger(args) => cli::ledger::run(args),
+        Command::Status(args) => cli::status::run(args).await,
         Command::Healthcheck(args) => cli::healthcheck::run(args).await,
     }
 }

@@ -86,10 +86,18 @@ pub enum Method {
     Get,
     List,
     Resolve,
+    Status,
 }
 
 impl Method {
-    const ALL: [Self; 5] = [Self::Add, Self::Stream, Self::Get, Self::List, Self::Resolve];
+    const ALL: [Self; 6] = [
+        Self::Add,
+        Self::Stream,
+        Self::Get,
+        Self::List,
+        Self::Resolve,
+        Self::Status,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -98,6 +106,7 @@ impl Method {
             Self::Get => "GetInvitation",
             Self::List => "ListInvitations",
             Self::Resolve => "ResolveInvitation",
+            Self::Status => "GetStatus",
         }
     }
 }
@@ -105,7 +114,7 @@ impl Method {
 /// What is counted with every call and every request that go well. To look a metric up by its labels takes a microsecond.
 struct Usual {
     /// In the order of `Method::ALL`.
-    calls: [(Counter, Histogram); 5],
+    calls: [(Counter, Histogram); 6],
     added: Counter,
     request_seconds: Histogram,
 }

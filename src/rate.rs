@@ -38,6 +38,11 @@ impl Rate {
         self.per
     }
 
+    /// On average, for people and monitors; what is kept to is [`period`](Self::period).
+    pub fn per_second(self) -> f64 {
+        f64::from(self.count) / self.per.as_secs_f64()
+    }
+
     /// The time between two at an even pace. Rounded up to a nanosecond: a limit may be kept a hair too well, never
     /// broken.
     pub fn period(self) -> Duration {

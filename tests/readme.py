@@ -3,7 +3,7 @@
     readme.py path/to/surveylab-gateway
 
 Every flag of `serve` has a row with its environment variable and its default, and there is no other; every reason of an
-error has a row.
+error has a row; every command has a row, and every method is named.
 """
 
 import pathlib
@@ -32,6 +32,13 @@ def flags(binary):
             yield f"--{name}", variable and variable[1], default and default[1]
 
 
+def commands(binary):
+    """The commands that `--help` lists."""
+    text = subprocess.run([binary, "--help"], check=True, capture_output=True, text=True, env={}).stdout
+    listed = text.split("\nCommands:\n")[1].split("\n\n")[0]
+    return set(re.findall(r"^  ([a-z]+)", listed, re.M)) - {"help"}
+
+
 def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
@@ -55,9 +62,19 @@ def main():
     told = {cell.strip() for cells in rows(readme, "Errors") for cell in cells}
     wrong += [f"{reason} has no row among the errors" for reason in sorted(reasons - told)]
 
-    if wrong or not known or not reasons:
+    named = {cells[0].split("`")[1].split()[0] for cells in rows(readme, "Commands") if "`" in cells[0]}
+    listed = commands(sys.argv[1])
+    wrong += [f"{command} has no row among the commands" for command in sorted(listed - named)]
+    wrong += [f"{command} is no command" for command in sorted(named - listed)]
+
+    contract = (ROOT / "proto/surveylab/invitation/v1/invitation.proto").read_text("utf-8")
+    methods = set(re.findall(r"^  rpc (\w+)\(", contract, re.M))
+    wrong += [f"{method} is not named" for method in sorted(methods) if method not in readme]
+
+    if wrong or not known or not reasons or not listed or not methods:
         sys.exit("\n".join(["README is wrong:", *wrong]))
-    print(f"README has {len(known)} settings and {len(reasons)} reasons of errors, as the program has")
+    print(f"README has {len(known)} settings, {len(reasons)} reasons of errors, {len(listed)} commands and {len(methods)} methods, "
+          "as the program has")
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ pub fn report(error: &Status, output: Output) -> Exit {
     Exit::of(error)
 }
 
-fn error_text(error: &Status) -> String {
+pub fn error_text(error: &Status) -> String {
     let details = error.get_error_details();
     let mut text = code_name(error.code()).to_string();
     if let Some(info) = details.error_info() {
@@ -127,7 +127,7 @@ fn rounded(delay: Duration) -> Duration {
     Duration::from_millis(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX))
 }
 
-fn error_json(error: &Status) -> Value {
+pub fn error_json(error: &Status) -> Value {
     let details = error.get_error_details();
     let mut value = json!({ "code": code_name(error.code()), "message": error.message() });
     if let Some(info) = details.error_info() {

@@ -15,6 +15,7 @@ pub mod ledger;
 pub mod output;
 pub mod runtime;
 pub mod sandbox;
+pub mod status;
 pub mod usage;
 
 pub use exit::Exit;
@@ -35,5 +36,6 @@ pub enum Command {
     #[command(subcommand)]
     Invitations(invitations::InvitationsCommand),
     Ledger(ledger::LedgerArgs),
+    Status(status::StatusArgs),
     Healthcheck(healthcheck::HealthcheckArgs),
 }

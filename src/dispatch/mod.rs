@@ -27,11 +27,14 @@ use crate::{
 
 use flight::Trip;
 use in_flight::{Entered, InFlight, Lead, Observed, Progress, Seat};
+use standing::Checks;
+pub use standing::{Serving, Standing};
 pub use verdict::{LATER, OnServerError};
 
 mod flight;
 mod in_flight;
 mod retry;
+mod standing;
 mod verdict;
 
 #[cfg(test)]
@@ -98,6 +101,7 @@ struct Core {
     /// from one end to the other, and a look-up is cheaper than a claim that can't be made.
     new_lately: AtomicBool,
     trips: TaskTracker,
+    checks: Checks,
     /// Nothing new goes out.
     closing: CancellationToken,
     /// What is still under way is cut off; its claims come back in doubt at the next start.
@@ -122,6 +126,7 @@ impl Dispatcher {
                 in_flight: Arc::default(),
                 new_lately: AtomicBool::new(true),
                 trips: TaskTracker::new(),
+                checks: Checks::default(),
                 closing: CancellationToken::new(),
                 cut_off: CancellationToken::new(),
             }),
@@ -244,14 +249,6 @@ impl Dispatcher {
         let at = self.core.clock.timestamp();
         let resolved = self.core.ledger.resolve(key, resolution, at).await;
         resolved.map_err(|error| ledger_unavailable(&error, Sent::No))
-    }
-
-    /// Could a request go out now?
-    pub async fn ready(&self) -> Result<(), String> {
-        if self.core.closing.is_cancelled() {
-            return Err("shutting down".into());
-        }
-        self.core.ledger.check().await.map_err(|error| error.to_string())
     }
 
     /// Refuses what waits and what comes. What is on the wire goes on.

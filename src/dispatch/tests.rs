@@ -10,6 +10,7 @@ use world::{Plan, UNAVAILABLE, World, doubtful, is_added, is_duplicate, ms, reas
 
 mod interleavings;
 mod panics;
+mod standing;
 mod world;
 
 #[tokio::test(start_paused = true)]

@@ -1,13 +1,13 @@
 //! Between the contract's messages and the domain.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use prost_types::Timestamp as ProtoTimestamp;
+use prost_types::{Duration as ProtoDuration, Timestamp as ProtoTimestamp};
 
-use super::{page_token, status};
+use super::{page_token, service::About, status};
 use crate::{
     clock::Timestamp,
-    dispatch::{Added, Outcome},
+    dispatch::{Added, Outcome, Serving, Standing},
     invitation::{Invitation, Key, Respondent, Violation, collector_id, violations_of_key},
     ledger::{Doubt, Query, Record, Resolution, State},
     proto,
@@ -153,6 +153,45 @@ fn state(state: State) -> proto::InvitationState {
         State::Failed => proto::InvitationState::Failed,
         State::InDoubt => proto::InvitationState::InDoubt,
     }
+}
+
+pub fn standing(about: About, open_streams: usize, standing: Standing) -> proto::GetStatusResponse {
+    let Standing { serving, limiter } = standing;
+    let (state, state_reason) = match serving {
+        Serving::Yes => (proto::ServingState::Serving, String::new()),
+        Serving::Draining => (proto::ServingState::Draining, "shutting down".into()),
+        Serving::LedgerUnavailable(why) => (proto::ServingState::LedgerUnavailable, why),
+    };
+    proto::GetStatusResponse {
+        version: env!("CARGO_PKG_VERSION").into(),
+        state: state.into(),
+        state_reason,
+        started_at: Some(timestamp(about.started_at)),
+        configured_rate: limiter.configured_rate,
+        learned_rate: limiter.learned_rate,
+        burst: limiter.burst,
+        pause: (!limiter.pause.is_zero()).then(|| span(limiter.pause)),
+        tokens_available: limiter.tokens,
+        waiting_unary: count(limiter.waiting_unary),
+        waiting_streams: count(limiter.waiting_streams),
+        max_queue: count(limiter.max_queue),
+        in_flight: count(limiter.in_flight),
+        max_in_flight: count(limiter.max_in_flight),
+        open_streams: count(open_streams),
+        unary_wait: Some(span(limiter.unary_wait)),
+        stream_wait: Some(span(limiter.stream_wait)),
+        ledger: about.ledger.into(),
+        sandbox: about.sandbox,
+    }
+}
+
+fn count(of: usize) -> u64 {
+    u64::try_from(of).unwrap_or(u64::MAX)
+}
+
+/// The limiter tells no time beyond a year, which protobuf's can hold.
+fn span(time: Duration) -> ProtoDuration {
+    time.try_into().unwrap_or_default()
 }
 
 fn timestamp(at: Timestamp) -> ProtoTimestamp {

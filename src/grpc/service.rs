@@ -1,20 +1,17 @@
-//! The five methods: decode, validate, hand to dispatch, encode.
+//! The six methods: decode, validate, hand to dispatch, encode.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{convert, deadline, page_token, status, stream};
+use super::{
+    convert, deadline, page_token, status,
+    stream::{self, Streams},
+};
 use crate::{
-    clock::{Clock, Instant},
+    clock::{Clock, Instant, Timestamp},
     dispatch::Dispatcher,
     ledger::Resolved,
     limiter::{Lane, StreamId},
@@ -32,7 +29,18 @@ pub struct Service {
     /// Streams read no further.
     pub closing: CancellationToken,
     pub tasks: TaskTracker,
-    pub next_stream: Arc<AtomicU64>,
+    pub streams: Arc<Streams>,
+    pub about: About,
+}
+
+/// What GetStatus tells that never changes.
+#[derive(Clone, Copy, Debug)]
+pub struct About {
+    pub started_at: Timestamp,
+    /// What kind of ledger it is: `sqlite`, `memory`.
+    pub ledger: &'static str,
+    /// Nothing reaches SurveyLab.
+    pub sandbox: bool,
 }
 
 impl Service {
@@ -105,10 +113,8 @@ impl InvitationService for Service {
         request: Request<Streaming<proto::AddRespondentRequest>>,
     ) -> Result<Response<Self::StreamAddRespondentStream>, Status> {
         let deadline = deadline::of(request.metadata(), &self.clock);
-        let id = StreamId(self.next_stream.fetch_add(1, Ordering::Relaxed));
         Ok(Response::new(stream::start(
             self.clone(),
-            id,
             deadline,
             request.into_inner(),
         )))
@@ -198,6 +204,9 @@ impl InvitationService for Service {
         &self,
         _: Request<proto::GetStatusRequest>,
     ) -> Result<Response<proto::GetStatusResponse>, Status> {
-        Err(Status::unimplemented("not told yet"))
+        let begin = self.clock.now();
+        let standing = self.dispatcher.standing().await;
+        let answer = convert::standing(self.about, self.streams.open(), standing);
+        counted(Method::Status, begin, Ok(answer))
     }
 }

@@ -3,7 +3,13 @@
 //! Each request takes one place of the stream's window before it is read, and gives it back when the transport has
 //! taken its result. So memory is bounded by the window, whether SurveyLab is slow or the reader of the results is.
 
-use std::pin::pin;
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
@@ -25,15 +31,50 @@ use crate::{
 
 type Item = Result<StreamAddRespondentResponse, Status>;
 
+/// The streams of this process.
+#[derive(Default)]
+pub struct Streams {
+    next: AtomicU64,
+    open: AtomicUsize,
+}
+
+impl Streams {
+    /// How many are under way.
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    fn begin(self: &Arc<Self>) -> Begun {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Begun {
+            id: StreamId(self.next.fetch_add(1, Ordering::Relaxed)),
+            streams: self.clone(),
+        }
+    }
+}
+
+/// A stream that is under way, until this is dropped.
+struct Begun {
+    id: StreamId,
+    streams: Arc<Streams>,
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        self.streams.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Begins to read requests, and hands out their results.
 pub fn start(
     service: Service,
-    id: StreamId,
     deadline: Option<Instant>,
     requests: Streaming<AddRespondentRequest>,
 ) -> ReceiverStream<Item> {
     let (results, taken) = mpsc::channel(service.stream_window);
     let tasks = service.tasks.clone();
-    tasks.spawn(drive(service, id, deadline, requests, results));
+    let begun = service.streams.begin();
+    tasks.spawn(drive(service, begun, deadline, requests, results));
     ReceiverStream::new(taken)
 }
 
@@ -41,7 +82,7 @@ pub fn start(
 /// answered and nothing more is to be read.
 async fn drive(
     service: Service,
-    id: StreamId,
+    begun: Begun,
     deadline: Option<Instant>,
     mut requests: Streaming<AddRespondentRequest>,
     results: Sender<Item>,
@@ -76,7 +117,7 @@ async fn drive(
             message = requests.message(), if reading && place.is_some() => match message {
                 Ok(Some(request)) => {
                     if let Some(place) = place.take() {
-                        in_progress.push(answer(&service, id, deadline, request, next_sequence, place));
+                        in_progress.push(answer(&service, begun.id, deadline, request, next_sequence, place));
                         next_sequence += 1;
                     }
                 }

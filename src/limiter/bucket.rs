@@ -103,6 +103,11 @@ impl Bucket {
         from + u64::try_from(wait).map_or(YEAR, Duration::from_nanos).min(YEAR)
     }
 
+    /// Tokens at a moment, if none are taken until then.
+    pub fn tokens(&self, at: Instant) -> f64 {
+        f64::from(self.cells(at)) / f64::from(self.token.get())
+    }
+
     /// How long a token may lie in the bucket before a full bucket costs the rate something.
     pub fn slack(&self) -> Duration {
         self.cell * (self.capacity - self.token.get())

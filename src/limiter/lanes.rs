@@ -140,6 +140,22 @@ impl<W> Lanes<W> {
         }
     }
 
+    /// How many permits go out before a unary call that came now would get one, if nobody else comes or leaves.
+    pub fn ahead_of_new_unary(&self) -> usize {
+        let unary = self.unary.len();
+        let streams = self.len - unary;
+        let turns = (unary + self.unary_in_a_row as usize) / UNARY_IN_A_ROW as usize;
+        unary + turns.min(streams)
+    }
+
+    /// The same for the first item of a stream that began now.
+    pub fn ahead_of_new_stream(&self) -> usize {
+        let turns = self.turns.len();
+        // Before each stream's turn, this one's included, go so many unary permits at most.
+        let most = ((turns + 1) * UNARY_IN_A_ROW as usize).saturating_sub(self.unary_in_a_row as usize);
+        turns + self.unary.len().min(most)
+    }
+
     /// Goes through all who wait with their place (0 is next) at the best, and takes out those for whom `keep` is false.
     pub fn retain(&mut self, mut keep: impl FnMut(usize, &W) -> bool) -> Vec<W> {
         let mut out = Vec::new();
@@ -168,6 +184,8 @@ impl<W> Lanes<W> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const A: Lane = Lane::Stream(StreamId(1));
@@ -246,6 +264,37 @@ mod tests {
         assert_eq!(lanes.ahead(B), 4 + 3 + 1);
         assert_eq!(lanes.ahead(Lane::Unary), 1);
         assert_eq!(lanes.ahead(Lane::Stream(StreamId(3))), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn a_newcomer_gets_its_permit_after_as_many_as_foretold(
+            // Unary, or one of four streams; or a permit is given.
+            steps in prop::collection::vec(0..=6_u64, 0..120),
+            lane in prop_oneof![Just(Lane::Unary), Just(Lane::Stream(StreamId(9)))],
+        ) {
+            let mut lanes = Lanes::new();
+            for step in steps {
+                match step {
+                    0 | 1 => {
+                        lanes.push(Lane::Unary, "before");
+                    }
+                    2..=5 => {
+                        lanes.push(Lane::Stream(StreamId(step)), "before");
+                    }
+                    _ => {
+                        lanes.pop();
+                    }
+                }
+            }
+            let foretold = match lane {
+                Lane::Unary => lanes.ahead_of_new_unary(),
+                Lane::Stream(_) => lanes.ahead_of_new_stream(),
+            };
+            lanes.push(lane, "newcomer");
+            let ahead = drain(&mut lanes).into_iter().take_while(|waiter| *waiter == "before").count();
+            prop_assert_eq!(ahead, foretold);
+        }
     }
 
     #[test]

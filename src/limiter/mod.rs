@@ -67,17 +67,28 @@ pub enum Refused {
     ShuttingDown,
 }
 
-/// What monitoring shows of the limiter.
+/// What monitoring and people on call are shown of the limiter.
 #[derive(Clone, Copy, Debug)]
 pub struct Snapshot {
     /// Requests a second.
     pub configured_rate: f64,
     /// Requests a second, after what 429s taught.
     pub learned_rate: f64,
+    pub burst: u32,
+    /// What is left of it; zero if there is none.
     pub pause: Duration,
+    /// Tokens that nobody has a right to yet.
+    pub tokens: f64,
     pub waiting_unary: usize,
     pub waiting_streams: usize,
+    pub max_queue: usize,
+    /// Permits that are out.
     pub in_flight: usize,
+    pub max_in_flight: usize,
+    /// How long a unary call that came now would wait, going by the rate alone.
+    pub unary_wait: Duration,
+    /// The same for the first item of a stream that began now.
+    pub stream_wait: Duration,
 }
 
 /// Where requests wait for their turn. Cheap to clone: all clones are one.
@@ -178,17 +189,25 @@ impl Limiter {
     pub fn snapshot(&self) -> Snapshot {
         let now = Instant::now();
         let state = self.lock();
-        let configured_rate = 1.0 / self.shared.settings.rate.period().as_secs_f64();
+        let settings = &self.shared.settings;
+        let configured_rate = settings.rate.per_second();
+        let wait = |ahead| state.expected(ahead, now).saturating_duration_since(now);
         Snapshot {
             configured_rate,
             learned_rate: configured_rate * state.adaptive.share(),
+            burst: settings.burst,
             pause: state
                 .adaptive
                 .pause_until(now)
                 .map_or(Duration::ZERO, |until| until - now),
+            tokens: (state.bucket.tokens(now) - state.unsent as f64).max(0.0),
             waiting_unary: state.lanes.unary_len(),
             waiting_streams: state.lanes.len() - state.lanes.unary_len(),
+            max_queue: settings.max_queue,
             in_flight: state.permits,
+            max_in_flight: settings.max_in_flight,
+            unary_wait: wait(state.lanes.ahead_of_new_unary()),
+            stream_wait: wait(state.lanes.ahead_of_new_stream()),
         }
     }
 

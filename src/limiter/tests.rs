@@ -350,3 +350,66 @@ async fn a_rise_takes_nothing_out_of_the_bucket() {
     }
     assert!(bucket.take().unwrap_err() - now <= ms(501));
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_waits_of_a_snapshot_come_true() {
+    for lane in [Lane::Unary, Lane::Stream(StreamId(9))] {
+        let limiter = start(settings("10/s", 2));
+        let (got, mut gets) = mpsc::unbounded_channel();
+        for _ in 0..30 {
+            wait(&limiter, Lane::Unary, 0, &got);
+        }
+        for stream in 0..12 {
+            wait(&limiter, Lane::Stream(StreamId(stream % 3)), 0, &got);
+        }
+        settle().await;
+        let (begin, snapshot) = (Instant::now(), limiter.snapshot());
+        let foretold = match lane {
+            Lane::Unary => snapshot.unary_wait,
+            Lane::Stream(_) => snapshot.stream_wait,
+        };
+        wait(&limiter, lane, 1, &got);
+        let at = loop {
+            if let Some((1, at)) = gets.recv().await {
+                break at;
+            }
+        };
+        let took = at - begin;
+        assert!(
+            took.abs_diff(foretold) <= ms(20),
+            "{lane:?}: {took:?} instead of {foretold:?}"
+        );
+        assert!(took > ms(2_500), "{took:?}");
+        limiter.close();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_tells_what_is_there_and_what_is_taken() {
+    let limiter = start(Settings {
+        max_in_flight: 7,
+        max_queue: 11,
+        ..settings("1/s", 3)
+    });
+    let quiet = limiter.snapshot();
+    assert_eq!((quiet.configured_rate, quiet.learned_rate), (1.0, 1.0));
+    assert_eq!((quiet.burst, quiet.max_in_flight, quiet.max_queue), (3, 7, 11));
+    assert_eq!((quiet.pause, quiet.unary_wait, quiet.stream_wait), Default::default());
+    // But for what is kept back for jitter.
+    assert!(quiet.tokens > 2.9 && quiet.tokens <= 3.0, "{}", quiet.tokens);
+
+    // The right to a token counts as the token itself.
+    let right = limiter.acquire(Lane::Unary, None).await.unwrap();
+    let taken = take(&limiter, Lane::Unary).await;
+    let busy = limiter.snapshot();
+    assert_eq!(busy.in_flight, 2);
+    assert!((busy.tokens - (quiet.tokens - 2.0)).abs() < 0.01, "{}", busy.tokens);
+    taken.rate_limited(Some(Duration::from_secs(9)));
+    drop((right, taken));
+    let paused = limiter.snapshot();
+    assert_eq!((paused.in_flight, paused.pause), (0, Duration::from_secs(9)));
+    assert!((paused.learned_rate - 0.7).abs() < 1e-9);
+    assert_eq!(paused.tokens, 0.0);
+    // By then the bucket has filled again.
+    assert_eq!((paused.unary_wait, paused.stream_wait), (paused.pause, paused.pause));
+}

@@ -97,7 +97,7 @@ reflection!(v1, v1);
 reflection!(v1alpha, v1alpha);
 
 /// All that a client needs to read calls, answers and the details of errors.
-const SYMBOLS: [&str; 12] = [
+const SYMBOLS: [&str; 13] = [
     SERVICE,
     "surveylab.invitation.v1.AddRespondentRequest",
     "surveylab.invitation.v1.AddRespondentResponse",
@@ -106,6 +106,7 @@ const SYMBOLS: [&str; 12] = [
     "surveylab.invitation.v1.ListInvitationsResponse",
     "surveylab.invitation.v1.ResolveInvitationRequest",
     "surveylab.invitation.v1.InvitationState",
+    "surveylab.invitation.v1.GetStatusResponse",
     "google.rpc.Status",
     "google.rpc.ErrorInfo",
     "google.rpc.BadRequest",

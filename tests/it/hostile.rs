@@ -29,7 +29,7 @@ use crate::support::{
     watch::{resident_memory, soon, until, until_quiet, until_waiting},
 };
 
-mod peer;
+pub mod peer;
 
 const MIB: u64 = 1024 * 1024;
 

@@ -3,6 +3,7 @@
 
 mod support;
 
+mod bulk;
 mod cancel;
 mod cli;
 mod clock_jumps;
@@ -26,4 +27,5 @@ mod resources;
 mod secrets;
 mod settings;
 mod shutdown;
+mod status;
 mod stream;

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import pathlib
+import queue
 import re
 import signal
 import subprocess
@@ -256,9 +257,36 @@ def run(gateway, channel, retrying):
     check("reflection lists the service", SERVICE in reflection.get_services(), True)
     described = reflection.FindFileContainingSymbol(SERVICE)
     check("and its methods", [method.name for method in described.service[0].method],
-          ["AddRespondent", "StreamAddRespondent", "GetInvitation", "ListInvitations", "ResolveInvitation"])
+          ["AddRespondent", "StreamAddRespondent", "GetInvitation", "ListInvitations", "ResolveInvitation", "GetStatus"])
     ready = gateway.http(f"http://{gateway.admin}/readyz")
     check("/readyz", ready, "ready\n")
+
+    # GetStatus
+    now = stub.GetStatus(pb.GetStatusRequest(), timeout=PATIENCE)
+    check("GetStatus tells that it serves", (pb.ServingState.Name(now.state), now.state_reason), ("SERVING_STATE_SERVING", ""))
+    check("its settings", (now.configured_rate, now.burst, now.max_in_flight, now.ledger, now.sandbox), (1000, 100, 32, "sqlite", True))
+    check("that nothing waits", (now.waiting_unary, now.waiting_streams, now.open_streams), (0, 0, 0))
+    check("and no pause", now.HasField("pause"), False)
+
+    # Streams that are cancelled by the hundred, beside one on the same connection that goes on
+    items = queue.SimpleQueue()
+    going_on = stub.StreamAddRespondent(iter(items.get, None), timeout=4 * PATIENCE)
+    answered = []
+    for turn in range(10):
+        items.put(request(f"g-{turn}"))
+        leaving = []
+        for number in range(40):
+            more = queue.SimpleQueue()
+            more.put(request(f"c-{turn}-{number}"))
+            leaving.append((more, stub.StreamAddRespondent(iter(more.get, None), timeout=PATIENCE)))
+        for number, (more, stream) in enumerate(leaving):
+            if number % 2:
+                next(stream)
+            stream.cancel()
+            more.put(None)
+        answered.append(pb.Outcome.Name(next(going_on).added.outcome))
+    items.put(None)
+    check("a stream goes on while 400 on its connection are cancelled", answered + list(going_on), ["OUTCOME_ADDED"] * 10)
 
     # Each small message is a frame of its own, and all wait unread for the rate limit.
     waiting = [request(f"w-{number}") for number in range(5000)]
@@ -274,6 +302,8 @@ def run(gateway, channel, retrying):
     check("others learn at once that their deadline is too short", told(waiting),
           ("RESOURCE_EXHAUSTED", "WAIT_TOO_LONG", "surveylab-gateway", "no"))
     check("and when it makes sense to come again", 50 <= waiting[1]["retry"].retry_delay.seconds <= 60, True)
+    paused = stub.GetStatus(pb.GetStatusRequest(), timeout=PATIENCE)
+    check("GetStatus tells the pause and what it taught", (50 <= paused.pause.seconds <= 60, round(paused.learned_rate)), (True, 700))
 
 
 def main():

@@ -48,13 +48,17 @@ impl SurveyLab for Simulated {
     }
 }
 
-/// A memory ledger that can be made to fail, and to hold look-ups and claims.
+/// A memory ledger that can be made to fail, and to hold look-ups, claims and checks.
 pub struct Unreliable {
     pub ledger: Memory,
     pub failing_claims: AtomicUsize,
     pub failing_settles: AtomicUsize,
     pub look_ups: Semaphore,
     pub claims: Semaphore,
+    pub failing_checks: AtomicUsize,
+    pub checks: Semaphore,
+    /// How many there were.
+    pub checked: AtomicUsize,
 }
 
 pub fn fails(left: &AtomicUsize) -> bool {
@@ -101,7 +105,14 @@ impl Ledger for Unreliable {
     }
 
     fn check(&self) -> BoxFuture<'_, Result<(), Error>> {
-        self.ledger.check()
+        self.checked.fetch_add(1, Ordering::SeqCst);
+        if fails(&self.failing_checks) {
+            return Box::pin(async { Err(Error::Unavailable("disk full".into())) });
+        }
+        Box::pin(async {
+            let _turn = self.checks.acquire().await.unwrap();
+            self.ledger.check().await
+        })
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
@@ -153,6 +164,9 @@ impl Plan {
             failing_settles: AtomicUsize::new(0),
             look_ups: Semaphore::new(1_000),
             claims: Semaphore::new(1_000),
+            failing_checks: AtomicUsize::new(0),
+            checks: Semaphore::new(1_000),
+            checked: AtomicUsize::new(0),
         });
         let (limiter, pacer) = Limiter::new(limiter::Settings {
             rate: self.rate.parse().unwrap(),

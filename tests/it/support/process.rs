@@ -48,8 +48,15 @@ impl Process {
     }
 
     /// SIGTERM; then the exit code, and what was printed since the last look.
-    pub async fn terminate(mut self) -> (Option<i32>, Vec<String>) {
-        let killed = Command::new("kill").arg(self.child.id().to_string()).status();
+    pub async fn terminate(self) -> (Option<i32>, Vec<String>) {
+        self.end_with("TERM").await
+    }
+
+    /// The same with another signal.
+    pub async fn end_with(mut self, signal: &str) -> (Option<i32>, Vec<String>) {
+        let killed = Command::new("kill")
+            .args(["-s", signal, &self.child.id().to_string()])
+            .status();
         assert!(killed.unwrap().success());
         let mut rest = Vec::new();
         while let Some(line) = soon(self.lines.recv()).await {
