@@ -1,4 +1,4 @@
-//! A list of respondents as people have them, turned into the rows that can be sent.
+//! A list of respondents as people have them, turned into the rows that can be sent, and checked before anything is.
 //!
 //! | step | where |
 //! |---|---|
@@ -6,6 +6,7 @@
 //! | text to lines, lines to records, records to cells | `lines`, `records`, `cells` |
 //! | the header: the delimiter, and which column gives which field | `layout`, `columns`, `field` |
 //! | a record to a row, with its key, its data checked as the gateway will | `rows`, `ndjson`, `key` |
+//! | the list as a whole: keys used twice, addresses given twice | [`check()`], `sorter` |
 //! | some of its rows as a list of their own | [`copy_rows`] |
 //!
 //! A list is read several times, each time from its beginning, and never held in memory.
@@ -16,6 +17,7 @@ use clap::ValueEnum;
 use encoding_rs::Encoding;
 
 mod cells;
+mod check;
 mod columns;
 mod copy;
 mod decode;
@@ -28,9 +30,11 @@ mod lines;
 mod ndjson;
 mod records;
 mod rows;
+mod sorter;
 #[cfg(test)]
 mod tests;
 
+pub use check::{Checked, Problem, Progress, check};
 pub use copy::copy_rows;
 pub use error::Error;
 pub use field::{Field, Mapping, NoField};

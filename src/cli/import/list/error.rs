@@ -18,6 +18,8 @@ pub enum Error {
     Once,
     #[error("the list has changed since it was opened")]
     Changed,
+    #[error("a temporary file can't be written or read (its place is set by TMPDIR): {0}")]
+    Spill(io::Error),
     #[error("the rows can't be written: {0}")]
     Write(io::Error),
 

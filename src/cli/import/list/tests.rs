@@ -10,6 +10,7 @@ use super::*;
 use crate::proto::AddRespondentRequest;
 
 mod bounds;
+mod checks;
 mod files;
 mod headers;
 mod round_trip;
