@@ -10,6 +10,7 @@ mod exit;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 pub mod healthcheck;
+pub mod import;
 pub mod invitations;
 pub mod ledger;
 pub mod output;

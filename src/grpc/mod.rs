@@ -5,7 +5,7 @@ use tonic_health::server::{HealthReporter, HealthService};
 
 use crate::proto::{self, invitation_service_server::InvitationServiceServer};
 
-mod convert;
+pub(crate) mod convert;
 mod deadline;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;

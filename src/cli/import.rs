@@ -1,0 +1,3 @@
+//! `import`: a whole list, through a running gateway.
+
+pub mod list;
