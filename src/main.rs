@@ -37,6 +37,7 @@ async fn run(command: Command) -> Exit {
         Command::Serve(args) => serve(*args).await,
         Command::Sandbox(args) => sandbox(args).await,
         Command::Add(args) => cli::add::run(args).await,
+        Command::Import(args) => cli::import::run(*args).await,
         Command::Invitations(command) => cli::invitations::run(command).await,
         Command::Ledger(args) => cli::ledger::run(args),
         Command::Status(args) => cli::status::run(args).await,

@@ -73,6 +73,23 @@ impl ClientArgs {
         })
     }
 
+    /// A connection that stays for hours, also where nothing is said on it, and notices when the other side has gone.
+    pub async fn connect_for_hours(&self) -> Result<Channel, Status> {
+        let lasting = Self {
+            target: Target {
+                endpoint: lasting(self.target.endpoint.clone()),
+                text: self.target.text.clone(),
+            },
+            timeout: self.timeout,
+        };
+        lasting.connect().await
+    }
+
+    /// A connection that is made when it is needed, and again after it broke.
+    pub fn connect_lazily(&self) -> Channel {
+        lasting(self.target.endpoint.clone()).connect_lazy()
+    }
+
     pub async fn invitations(&self) -> Result<InvitationServiceClient<Channel>, Status> {
         Ok(InvitationServiceClient::new(self.connect().await?))
     }
@@ -83,6 +100,16 @@ impl ClientArgs {
         request
     }
 }
+
+fn lasting(endpoint: Endpoint) -> Endpoint {
+    endpoint
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_while_idle(true)
+}
+
+/// Between two pings, and for their answers.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
 /// Does the output go to a person or to a program?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,10 +201,14 @@ pub fn invitation_json(invitation: &Invitation) -> Value {
 
 /// The last error as the status it was, to be shown like any other.
 pub fn last_error(invitation: &Invitation) -> Option<Status> {
+    invitation.last_error.as_ref().map(rpc_error)
+}
+
+/// An error within a message as the status it would have been by itself.
+pub fn rpc_error(error: &tonic_types::Status) -> Status {
     use prost::Message as _;
-    let error = invitation.last_error.as_ref()?;
     let details = error.encode_to_vec().into();
-    Some(Status::with_details(error.code.into(), error.message.clone(), details))
+    Status::with_details(error.code.into(), error.message.clone(), details)
 }
 
 pub fn state_name(invitation: &Invitation) -> &'static str {

@@ -6,6 +6,7 @@ use serde_json::json;
 use super::{
     Exit,
     client::Output,
+    new_file,
     output::{complain, say},
 };
 use crate::{
@@ -17,7 +18,6 @@ use crate::{
 mod backup;
 mod check;
 mod export;
-mod new_file;
 
 /// Check, back up or export a ledger's file; a gateway may run on it meanwhile.
 ///

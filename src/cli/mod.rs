@@ -13,6 +13,7 @@ pub mod healthcheck;
 pub mod import;
 pub mod invitations;
 pub mod ledger;
+mod new_file;
 pub mod output;
 pub mod runtime;
 pub mod sandbox;
@@ -34,6 +35,7 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     Sandbox(sandbox::SandboxArgs),
     Add(add::AddArgs),
+    Import(Box<import::ImportArgs>),
     #[command(subcommand)]
     Invitations(invitations::InvitationsCommand),
     Ledger(ledger::LedgerArgs),

@@ -16,6 +16,7 @@ mod history;
 mod hostile;
 mod hostile_surveylab;
 mod idempotency;
+mod import;
 mod kills;
 mod layout;
 mod ledger_tools;

@@ -5,6 +5,7 @@ pub mod deadline;
 pub mod gateway;
 pub mod lateness;
 pub mod process;
+pub mod relay;
 pub mod shim;
 pub mod watch;
 

@@ -47,22 +47,38 @@ impl Process {
         }
     }
 
-    /// SIGTERM; then the exit code, and what was printed since the last look.
-    pub async fn terminate(self) -> (Option<i32>, Vec<String>) {
-        self.end_with("TERM").await
+    pub fn signal(&self, name: &str) {
+        let signalled = Command::new("kill").args(["-s", name, &self.id().to_string()]).status();
+        assert!(signalled.unwrap().success());
     }
 
-    /// The same with another signal.
-    pub async fn end_with(mut self, signal: &str) -> (Option<i32>, Vec<String>) {
-        let killed = Command::new("kill")
-            .args(["-s", signal, &self.child.id().to_string()])
-            .status();
-        assert!(killed.unwrap().success());
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Has it ended by itself?
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Waits for its end: the exit code, and what was printed since the last look.
+    pub async fn end(mut self) -> (Option<i32>, Vec<String>) {
         let mut rest = Vec::new();
         while let Some(line) = soon(self.lines.recv()).await {
             rest.push(line);
         }
         (self.child.wait().unwrap().code(), rest)
+    }
+
+    /// The same after a SIGTERM.
+    pub async fn terminate(self) -> (Option<i32>, Vec<String>) {
+        self.end_with("TERM").await
+    }
+
+    /// The same after another signal.
+    pub async fn end_with(self, signal: &str) -> (Option<i32>, Vec<String>) {
+        self.signal(signal);
+        self.end().await
     }
 }
 

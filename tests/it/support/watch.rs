@@ -64,10 +64,15 @@ pub async fn until_quiet(gateway: &Gateway) {
 
 /// The process's resident memory, in bytes.
 pub fn resident_memory(gateway: &Gateway) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse().unwrap();
-    kilobytes * 1024
+    resident_memory_of(gateway.pid()).unwrap()
+}
+
+/// The same of any process; `None` if it has ended.
+pub fn resident_memory_of(process: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
+    Some(kilobytes * 1024)
 }
 
 /// One unary call with a deadline.

@@ -71,21 +71,25 @@ pub struct Checked {
 /// with random numbers of this call, so nobody can find out from them who is on the list.
 pub fn check(
     rows: Rows,
+    on_row: &mut dyn FnMut(&Row),
     on_problem: &mut dyn FnMut(Problem),
     on_progress: &mut dyn FnMut(Progress),
 ) -> Result<Checked, Error> {
-    check_with(Comparison::new(RUN), rows, on_problem, on_progress)
+    check_with(Comparison::new(RUN), rows, on_row, on_problem, on_progress)
 }
 
 fn check_with(
     mut comparison: Comparison,
     mut rows: Rows,
+    on_row: &mut dyn FnMut(&Row),
     on_problem: &mut dyn FnMut(Problem),
     on_progress: &mut dyn FnMut(Progress),
 ) -> Result<Checked, Error> {
     let mut checked = Checked::default();
     while let Some(row) = rows.next() {
-        let Row { line, content, .. } = row?;
+        let row = row?;
+        on_row(&row);
+        let Row { line, content, .. } = row;
         checked.rows += 1;
         match content {
             Ok(request) => comparison.add(line, request).map_err(Error::Spill)?,
@@ -223,6 +227,7 @@ mod tests {
         let checked = check_with(
             Comparison::new(70),
             rows,
+            &mut |_| {},
             &mut |problem| problems.push(problem),
             &mut |_| {},
         );

@@ -6,7 +6,7 @@ fn checked(options: Options, text: &str) -> (Checked, Vec<Problem>) {
     let mut problems = Vec::new();
     let mut progress = Vec::new();
     let rows = open(options, text).rows().unwrap();
-    let checked = check(rows, &mut |problem| problems.push(problem), &mut |now| {
+    let checked = check(rows, &mut |_| {}, &mut |problem| problems.push(problem), &mut |now| {
         progress.push(now)
     })
     .unwrap();
@@ -119,6 +119,6 @@ fn what_ends_the_reading_ends_the_check() {
     let rows = open(options(), "email,crk\na@example.com,k-1\nb@example.com,\"\n")
         .rows()
         .unwrap();
-    let error = check(rows, &mut |_| {}, &mut |_| {}).unwrap_err();
+    let error = check(rows, &mut |_| {}, &mut |_| {}, &mut |_| {}).unwrap_err();
     assert!(matches!(error, Error::OpenQuote { line: 3 }), "{error}");
 }

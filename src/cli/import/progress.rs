@@ -1,0 +1,313 @@
+//! How far it is, for whoever watches: a bar on a terminal, else a line of the log every ten seconds.
+
+use std::{
+    collections::VecDeque,
+    io::{IsTerminal as _, stderr},
+    time::{Duration, SystemTime},
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio::{
+    sync::watch,
+    task::AbortHandle,
+    time::{Instant, sleep},
+};
+use tonic::Code;
+
+use super::tally::Tally;
+use crate::{
+    cli::{client::ClientArgs, output::complain},
+    proto::{GetStatusRequest, GetStatusResponse, ServingState, invitation_service_client::InvitationServiceClient},
+};
+
+/// Between two looks at the gateway's status.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+
+/// What the gateway says of itself, asked again and again until this is dropped.
+pub struct Watch {
+    latest: watch::Receiver<Option<GetStatusResponse>>,
+    task: AbortHandle,
+}
+
+impl Watch {
+    pub fn start(client: &ClientArgs) -> Self {
+        let (sender, latest) = watch::channel(None);
+        let client = client.clone();
+        let task = tokio::spawn(async move {
+            let mut gateway = InvitationServiceClient::new(client.connect_lazily());
+            loop {
+                let answer = gateway.get_status(client.request(GetStatusRequest {})).await;
+                match answer {
+                    Ok(status) => drop(sender.send_replace(Some(status.into_inner()))),
+                    // An older gateway, or one that does not let this caller: then there is nothing to show.
+                    Err(error) if matches!(error.code(), Code::Unimplemented | Code::PermissionDenied) => return,
+                    Err(_) => drop(sender.send_replace(None)),
+                }
+                sleep(ASK_EVERY).await;
+            }
+        });
+        Self {
+            latest,
+            task: task.abort_handle(),
+        }
+    }
+
+    pub fn latest(&self) -> Option<GetStatusResponse> {
+        self.latest.borrow().clone()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Results a second, over the last half minute.
+#[derive(Debug, Default)]
+pub struct Speed {
+    counted: u64,
+    samples: VecDeque<(Instant, u64)>,
+}
+
+const SPAN: Duration = Duration::from_secs(30);
+
+impl Speed {
+    pub fn count(&mut self) {
+        self.counted += 1;
+    }
+
+    pub fn sample(&mut self) {
+        let now = Instant::now();
+        self.samples.push_back((now, self.counted));
+        while self.samples.len() > 2 && self.samples.front().is_some_and(|(at, _)| now - *at > SPAN) {
+            self.samples.pop_front();
+        }
+    }
+
+    pub fn per_second(&self) -> Option<f64> {
+        let ((from, before), (to, after)) = (self.samples.front()?, self.samples.back()?);
+        let span = (*to - *from).as_secs_f64();
+        // Counts of rows are far below 2^52.
+        (span > 0.0 && after > before).then(|| (after - before) as f64 / span)
+    }
+}
+
+/// How far the check of the list is, on a terminal.
+pub struct Looking(Option<ProgressBar>);
+
+impl Looking {
+    pub fn start() -> Self {
+        Self(stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(5));
+            bar.set_style(ProgressStyle::default_spinner());
+            bar
+        }))
+    }
+
+    pub fn show(&self, rows: u64) {
+        if let Some(bar) = &self.0 {
+            bar.set_message(format!("checking the list: {} rows", grouped(rows)));
+            bar.tick();
+        }
+    }
+
+    /// Says something without harm to it.
+    pub fn tell(&self, text: &str) {
+        match &self.0 {
+            Some(bar) => bar.suspend(|| complain(format_args!("{text}"))),
+            None => complain(format_args!("{text}")),
+        }
+    }
+
+    pub fn end(&self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// The bar, or the lines.
+pub struct Progress {
+    bar: Option<ProgressBar>,
+    total: Option<u64>,
+    watch: Watch,
+}
+
+impl Progress {
+    /// For so many rows, if that is known.
+    pub fn start(total: Option<u64>, watch: Watch) -> Self {
+        let bar = stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr_with_hz(5));
+            let template = if total.is_some() {
+                "{bar:30.green/dim} {percent:>3} %  {msg}"
+            } else {
+                "{spinner:.green} {msg}"
+            };
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style.progress_chars("━╸─"));
+            }
+            bar
+        });
+        Self { bar, total, watch }
+    }
+
+    /// Between two looks.
+    pub fn every(&self) -> Duration {
+        if self.bar.is_some() {
+            Duration::from_millis(500)
+        } else {
+            Duration::from_secs(10)
+        }
+    }
+
+    pub fn show(&mut self, tally: &Tally, would_add: u64, speed: Option<f64>, away: Option<String>, delayed: usize) {
+        let done = tally.all() + would_add;
+        let status = self.watch.latest();
+        let waits_for = away.or_else(|| waits_for(status.as_ref(), delayed));
+        let mut figures = match self.total {
+            Some(total) => format!("{} of {}", grouped(done), grouped(total)),
+            None => grouped(done),
+        };
+        if let Some(speed) = speed {
+            figures.push_str(&format!("  {}/s", rate(speed)));
+        }
+        let left = self
+            .total
+            .map(|total| total.saturating_sub(done))
+            .filter(|left| *left > 0);
+        let expected = speed
+            .or(status.as_ref().map(|status| status.learned_rate))
+            .filter(|speed| *speed > 0.0);
+        if let (Some(left), Some(expected)) = (left, expected) {
+            figures.push_str(&format!("  {} left", time_left(left, expected)));
+        }
+        let mut counts = format!(
+            "{} added  {} duplicate  {} failed  {} in doubt",
+            grouped(tally.added),
+            grouped(tally.duplicate),
+            grouped(tally.failed),
+            grouped(tally.in_doubt)
+        );
+        if would_add > 0 {
+            counts = format!("{} would be added  {counts}", grouped(would_add));
+        }
+        match &self.bar {
+            Some(bar) => {
+                bar.set_position(done);
+                let waits_for = waits_for.map(|what| format!("\n{what}")).unwrap_or_default();
+                bar.set_message(format!("{figures}\n{counts}{waits_for}"));
+            }
+            None => {
+                let waits_for = waits_for.map(|what| format!("  {what}")).unwrap_or_default();
+                complain(format_args!("{} {figures}  {counts}{waits_for}", now()));
+            }
+        }
+    }
+
+    /// Says something without harm to the bar.
+    pub fn note(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(text),
+            None => complain(format_args!("{} {text}", now())),
+        }
+    }
+
+    /// Takes the bar away: a summary follows.
+    pub fn end(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn now() -> String {
+    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
+}
+
+/// What holds the list up, if anything but its own length does.
+fn waits_for(status: Option<&GetStatusResponse>, delayed: usize) -> Option<String> {
+    let Some(status) = status else {
+        return (delayed > 0).then(|| format!("{} rows are to be tried again", grouped(delayed as u64)));
+    };
+    let pause = status.pause.and_then(|pause| Duration::try_from(pause).ok());
+    if let Some(pause) = pause {
+        return Some(format!(
+            "SurveyLab said wait: {} s; the rate is {}/s then",
+            pause.as_secs_f64().ceil(),
+            rate(status.learned_rate)
+        ));
+    }
+    match status.state() {
+        ServingState::Draining => return Some("the gateway is shutting down".into()),
+        ServingState::LedgerUnavailable => {
+            return Some(format!("the gateway sends nothing: {}", status.state_reason));
+        }
+        ServingState::Serving | ServingState::Unspecified => {}
+    }
+    if delayed > 0 {
+        return Some(format!("{} rows are to be tried again", grouped(delayed as u64)));
+    }
+    if status.learned_rate < status.configured_rate {
+        return Some(format!(
+            "the rate is {}/s of {}/s, after SurveyLab's 429",
+            rate(status.learned_rate),
+            rate(status.configured_rate)
+        ));
+    }
+    (status.waiting_streams > 0).then(|| format!("the rate is {}/s", rate(status.configured_rate)))
+}
+
+/// As long as the rows that are left take at a rate.
+pub fn time_left(rows: u64, per_second: f64) -> String {
+    // Counts of rows are far below 2^52.
+    let seconds = (rows as f64 / per_second).min(f64::from(u32::MAX));
+    let rounded = Duration::from_secs_f64(seconds).as_secs().max(1);
+    // Nobody waits for the seconds of an hour.
+    let grain = if rounded >= 3_600 { 60 } else { 1 };
+    humantime::format_duration(Duration::from_secs(rounded.div_ceil(grain) * grain)).to_string()
+}
+
+/// A rate as a person reads it.
+pub fn rate(per_second: f64) -> String {
+    if per_second >= 100.0 {
+        // Rounded, and far below 2^52.
+        grouped(per_second.round() as u64)
+    } else {
+        let text = format!("{per_second:.2}");
+        text.trim_end_matches('0').trim_end_matches('.').to_string()
+    }
+}
+
+/// With a space after each three digits.
+pub fn grouped(count: u64) -> String {
+    let digits = count.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_as_people_read_them() {
+        assert_eq!(
+            ["0", "999", "1 000", "1 234 567"],
+            [0, 999, 1_000, 1_234_567].map(grouped).each_ref().map(String::as_str)
+        );
+        assert_eq!(
+            ["2", "1.4", "0.03", "12 346"],
+            [2.0, 1.4, 0.033, 12_345.6].map(rate).each_ref().map(String::as_str)
+        );
+        assert_eq!(time_left(7_200, 2.0), "1h");
+        assert_eq!(time_left(1, 100.0), "1s");
+        assert_eq!(time_left(1_000_000, 2.0), "5days 18h 54m");
+    }
+}
