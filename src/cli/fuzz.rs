@@ -32,6 +32,7 @@ pub fn settings(data: &[u8]) {
                 config.limit.into_iter().for_each(sandbox::fuzz::limits);
             }
             Command::Add(args) => assert!(args.custom.iter().all(|(number, _)| (1..=8).contains(number))),
+            Command::Import(args) => assert!(!args.patience.is_zero() && args.patience <= LONGEST),
             Command::Invitations(_) | Command::Ledger(_) | Command::Status(_) | Command::Healthcheck(_) => {}
         },
         Err(error) => {

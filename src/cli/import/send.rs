@@ -29,6 +29,7 @@ use crate::{
 };
 
 /// What the reader of the list hands over.
+#[expect(clippy::large_enum_variant, reason = "nearly all are the large one")]
 pub enum Entry {
     Row(Item),
     /// It has its result without being sent.
