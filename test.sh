@@ -134,7 +134,7 @@ if [ -n "$long" ]; then
   long() {
     local test=$1 kind=--lib
     shift
-    case $test in kills::* | power::* | bulk::*) kind="--test=it" ;; esac
+    case $test in kills::* | power::* | import::* | bulk::*) kind="--test=it" ;; esac
     printf '\n--- %s %s\n' "$test" "$*"
     env "$@" cargo test --locked --quiet "$kind" -- --exact "$test" --nocapture
   }
@@ -142,6 +142,7 @@ if [ -n "$long" ]; then
   long power::kills::kills_within_the_ledgers_own_operations_lose_nothing_and_send_nothing_twice POWER_KILLS=200
   long power::whatever_a_loss_of_power_leaves_opens_as_a_ledger_that_is_right POWER_IMAGES=4000
   long power::the_gateway_comes_back_after_a_loss_of_power_and_after_another_one POWER_RETURNS=20
+  long import::kills::a_list_comes_through_whatever_happens ROWS=200000 EVENTS=10
   long dispatch::tests::interleavings::every_interleaving_keeps_the_contract PROPTEST_CASES=10000
   long ledger::conformance::sqlite::is_linearizable PROPTEST_CASES=300
   long ledger::conformance::memory::is_linearizable PROPTEST_CASES=300
