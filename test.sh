@@ -179,6 +179,37 @@ cargo build --locked
 binary=${CARGO_TARGET_DIR:-target}/debug/surveylab-gateway
 "$python" tests/python/client.py "$binary"
 
+heading "bulk clients"
+"$python" tests/python/bulk.py "$binary"
+
+# Those in Go and TypeScript are built in a copy, so that nothing is left among the sources.
+copy=$tools/bulk
+mkdir -p "$copy/examples"
+rm -rf "$copy/proto"
+cp -R proto "$copy/"
+cp -R examples/bulk "$copy/examples/"
+
+printf '\n--- TypeScript\n'
+if have npm && (cd "$copy/examples/bulk/typescript" &&
+  npm install --no-package-lock --no-audit --no-fund --ignore-scripts --loglevel=error); then
+  (cd "$copy/examples/bulk/typescript" && npm run --silent build)
+  "$python" tests/python/bulk.py "$binary" node "$copy/examples/bulk/typescript/dist/bulk.js"
+else
+  skipped+=("the bulk client in TypeScript (npm is missing, or could not install its packages)")
+  printf 'SKIPPED: npm is missing, or could not install its packages\n'
+fi
+
+printf '\n--- Go\n'
+export GOPATH=$tools/go GOCACHE=$tools/cache/go GOFLAGS="-modcacherw ${GOFLAGS:-}"
+needed=(tool google.golang.org/grpc google.golang.org/genproto/googleapis/rpc/errdetails)
+if have go && [ -n "$buf" ] && (cd "$copy/examples/bulk/go" && go list -deps "${needed[@]}" >/dev/null); then
+  (cd "$copy/examples/bulk/go" && "$buf" generate && go vet . && go build -o bulk .)
+  "$python" tests/python/bulk.py "$binary" "$copy/examples/bulk/go/bulk"
+else
+  skipped+=("the bulk client in Go (go or buf is missing, or its modules can't be had)")
+  printf "SKIPPED: go or buf is missing, or its modules can't be had\n"
+fi
+
 heading "README's tables"
 "$python" tests/readme.py "$binary"
 
