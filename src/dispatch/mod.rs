@@ -26,7 +26,7 @@ use crate::{
 };
 
 use flight::Trip;
-use in_flight::{Entered, InFlight, Lead, Observed, Progress, Seat};
+use in_flight::{Entered, Flight, InFlight, Lead, Observed, Progress, Seat};
 use standing::Checks;
 pub use standing::{Serving, Standing};
 pub use verdict::{LATER, OnServerError};
@@ -196,6 +196,8 @@ impl Dispatcher {
                 // when the key is off the wire again was lost.
                 Some(record) if record.state == State::Pending && claimed.as_ref() != Some(&record) => {
                     claimed = Some(record);
+                    let settled = within(call.deadline, self.core.ledger.settled(&invitation.key)).await?;
+                    settled.map_err(|error| ledger_unavailable(&error, Sent::No))?;
                 }
                 record => {
                     let answer = known(record.as_ref(), invitation.fingerprint, call.doubt);
@@ -281,7 +283,7 @@ impl Dispatcher {
         let claims = in_time && self.core.new_lately.load(Ordering::Relaxed);
         let permit = if claims { self.core.limiter.try_acquire() } else { None };
         if permit.is_none() {
-            let looked_up = match within(call.deadline, self.core.ledger.look_up(&landing.flight.key)).await {
+            let looked_up = match self.look_up(&landing.flight, call).await {
                 Ok(looked_up) => looked_up,
                 Err(failure) => return Some(Err(failure)),
             };
@@ -315,6 +317,35 @@ impl Dispatcher {
         // If it has not ended it goes on by itself, as the caller may have reason to wait on.
         drop(trip);
         self.wait(seat, call).await
+    }
+
+    /// What the ledger knows of a flight's key, once no other process is under way with it.
+    async fn look_up(&self, flight: &Flight, call: &Call) -> Result<Result<Option<Record>, ledger::Error>, Failure> {
+        let ledger = &self.core.ledger;
+        let mut seen = None;
+        loop {
+            let looked_up = within(call.deadline, ledger.look_up(&flight.key)).await?;
+            let Ok(Some(record)) = &looked_up else {
+                return Ok(looked_up);
+            };
+            if !is_of_another(record, flight.fingerprint, seen.as_ref()) {
+                return Ok(looked_up);
+            }
+            seen = Some(record.clone());
+            select! {
+                biased;
+                () = self.core.closing.cancelled() => {
+                    return Err(Failure::new(Reason::ShuttingDown, Sent::No).retry_after(LATER));
+                }
+                // Its request is on the wire, and waited for as one of this process is.
+                () = passed(call.deadline) => return Err(Failure::new(Reason::DeadlineAfterSend, Sent::Unknown)),
+                settled = ledger.settled(&flight.key) => {
+                    if let Err(error) = settled {
+                        return Ok(Err(error));
+                    }
+                }
+            }
+        }
     }
 
     /// Waits for a flight's answer, up to the call's bounds; `None` if the flight ended without one.
@@ -356,6 +387,12 @@ impl Dispatcher {
 
 /// tokio's timers are exact to a millisecond.
 const TIMER_GRAIN: Duration = Duration::from_millis(1);
+
+/// May this be a claim of another process, whose outcome is to be waited for? One that was waited for, and is still the same
+/// one, is this process's own: its outcome was lost on the way to the ledger.
+fn is_of_another(record: &Record, fingerprint: Fingerprint, seen: Option<&Record>) -> bool {
+    record.state == State::Pending && record.fingerprint == fingerprint && seen != Some(record)
+}
 
 /// What the ledger's record of a key says to a call, or `None` if the key is free to be sent.
 fn known(record: Option<&Record>, fingerprint: Fingerprint, doubt: Doubt) -> Option<Answer> {
