@@ -5,6 +5,8 @@
 //! there. Only where nobody waits, and both are there, a request gets its permit without the pacer. The token itself is
 //! taken at the moment of sending ([`Permit::token`]): between the two lies the claim, and were tokens taken before it, a
 //! slow claim would send several requests closer together than the bucket allows.
+//!
+//! Tokens come from a bucket in this process, or from one that several replicas share ([`shared`]); all else is the same.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -24,6 +26,7 @@ pub use lanes::{Lane, StreamId};
 use lanes::{Lanes, Ticket};
 pub use pacer::Pacer;
 pub use permit::{Permit, TooLate};
+use source::Source;
 
 mod adaptive;
 mod bucket;
@@ -32,6 +35,8 @@ pub(crate) mod fuzz;
 mod lanes;
 mod pacer;
 mod permit;
+pub mod shared;
+mod source;
 
 #[cfg(test)]
 mod tests;
@@ -102,10 +107,14 @@ struct Shared {
     state: Mutex<State>,
     /// Tells the pacer that something came, or changed what it waits for.
     wake: Notify,
+    /// Tells the lease task the same, if there is one.
+    lease: Notify,
+    /// Tells who is to send that leased tokens came.
+    tokens: Notify,
 }
 
 struct State {
-    bucket: Bucket,
+    source: Source,
     adaptive: Adaptive,
     lanes: Lanes<Waiter>,
     /// Permits that are out.
@@ -125,11 +134,16 @@ struct Waiter {
 impl Limiter {
     /// The limiter, and the pacer without which it gives no permits: to be run as a task.
     pub fn new(settings: Settings) -> (Self, Pacer) {
+        let bucket = Bucket::new(settings.rate.period(), settings.burst, settings.rested);
+        Self::with_source(settings, Source::Local(bucket))
+    }
+
+    fn with_source(settings: Settings, source: Source) -> (Self, Pacer) {
         let limiter = Self {
             shared: Arc::new(Shared {
                 settings,
                 state: Mutex::new(State {
-                    bucket: Bucket::new(settings.rate.period(), settings.burst, settings.rested),
+                    source,
                     adaptive: Adaptive::new(),
                     lanes: Lanes::new(),
                     permits: 0,
@@ -138,6 +152,8 @@ impl Limiter {
                     closed: false,
                 }),
                 wake: Notify::new(),
+                lease: Notify::new(),
+                tokens: Notify::new(),
             }),
         };
         (limiter.clone(), Pacer { limiter })
@@ -183,6 +199,7 @@ impl Limiter {
             let _gone = waiter.answer.send(Err(Refused::ShuttingDown));
         }
         self.shared.wake.notify_one();
+        self.shared.lease.notify_one();
     }
 
     /// How it stands now.
@@ -200,7 +217,7 @@ impl Limiter {
                 .adaptive
                 .pause_until(now)
                 .map_or(Duration::ZERO, |until| until - now),
-            tokens: (state.bucket.tokens(now) - state.unsent as f64).max(0.0),
+            tokens: (state.source.tokens(now) - state.unsent as f64).max(0.0),
             waiting_unary: state.lanes.unary_len(),
             waiting_streams: state.lanes.len() - state.lanes.unary_len(),
             max_queue: settings.max_queue,
@@ -253,7 +270,7 @@ impl Limiter {
             && state.lanes.len() == 0
             && self.has_place(state)
             && state.adaptive.pause_until(now).is_none()
-            && state.next_permit(now) <= now
+            && state.next_permit(now).is_some_and(|at| at <= now)
     }
 
     fn has_place(&self, state: &State) -> bool {
@@ -263,6 +280,7 @@ impl Limiter {
     fn give(&self, state: &mut State, now: Instant) -> Permit {
         state.permits += 1;
         state.unsent += 1;
+        self.ask_if_due(state, now);
         Permit {
             limiter: self.clone(),
             epoch: state.adaptive.epoch(),
@@ -278,18 +296,19 @@ impl Limiter {
             let mut state = self.lock();
             let learned = state.adaptive.rate_limited(epoch, now, retry_after);
             if learned.rate_changed {
-                let period = self.period_of(&state.adaptive);
-                state.bucket.cut(period);
+                let share = state.adaptive.share();
+                state.source.cut(self.period(), share);
             }
             if !learned.rate_changed && !learned.pause_changed {
                 return;
             }
+            let until = state.adaptive.pause_until(now).unwrap_or(now);
+            state.source.report(epoch, until);
             state.hopeless(now)
         };
-        for (waiter, after) in refused {
-            let _gone = waiter.answer.send(Err(Refused::WaitTooLong { after }));
-        }
+        self.refuse(refused);
         self.shared.wake.notify_one();
+        self.shared.lease.notify_one();
         let Snapshot {
             learned_rate, pause, ..
         } = self.snapshot();
@@ -300,8 +319,10 @@ impl Limiter {
         );
     }
 
-    fn period_of(&self, adaptive: &Adaptive) -> Duration {
-        self.period().div_f64(adaptive.share())
+    fn refuse(&self, waiters: Vec<(Waiter, Duration)>) {
+        for (waiter, after) in waiters {
+            let _gone = waiter.answer.send(Err(Refused::WaitTooLong { after }));
+        }
     }
 
     fn period(&self) -> Duration {
@@ -324,16 +345,16 @@ enum Entered<'a> {
 }
 
 impl State {
-    /// When the next permit is to be given, going by the bucket alone.
-    fn next_permit(&self, now: Instant) -> Instant {
-        let at = self.bucket.earliest(self.unsent + 1, now);
-        at.checked_sub(self.lead()).unwrap_or(at)
+    /// When the next permit is to be given, going by the tokens alone; `None` while no token is known of for it.
+    fn next_permit(&self, now: Instant) -> Option<Instant> {
+        let at = self.source.permit(self.unsent + 1, now, self.claim_time)?;
+        Some(at.checked_sub(self.lead()).unwrap_or(at))
     }
 
     /// When one with so many ahead of it can expect a permit, going by the rate alone.
     fn expected(&self, ahead: usize, now: Instant) -> Instant {
         let from = self.adaptive.pause_until(now).unwrap_or(now);
-        self.bucket.earliest(self.unsent + ahead + 1, from)
+        self.source.earliest(self.unsent + ahead + 1, from)
     }
 
     /// Follows slower claims at once, and faster ones slowly.
@@ -347,14 +368,14 @@ impl State {
     /// How long before its token is there the next permit is to be given. While a claim is made, the bucket goes on
     /// filling; only where it would be full before the claim is done does the rate lose by it.
     fn lead(&self) -> Duration {
-        self.claim_time.saturating_sub(self.bucket.slack()).min(LEAD_MAX)
+        self.claim_time.saturating_sub(self.source.slack()).min(LEAD_MAX)
     }
 
     /// Takes out those whose bound now lies before the permit they could expect.
     fn hopeless(&mut self, now: Instant) -> Vec<(Waiter, Duration)> {
         let from = self.adaptive.pause_until(now).unwrap_or(now);
-        let (bucket, unsent) = (&self.bucket, self.unsent);
-        let expected = |place| bucket.earliest(unsent + place + 1, from);
+        let (source, unsent) = (&self.source, self.unsent);
+        let expected = |place| source.earliest(unsent + place + 1, from);
         let out = self
             .lanes
             .retain(|place, waiter| waiter.until.is_none_or(|until| expected(place) <= until));
