@@ -5,7 +5,7 @@ use std::{env, fmt, fs, net::SocketAddr, num::NonZeroU32, path::PathBuf, str::Fr
 use clap::{Args, builder::BoolishValueParser};
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::{dispatch::OnServerError, rate::Rate, surveylab::http::Endpoint};
+use crate::{dispatch::OnServerError, postgres, rate::Rate, surveylab::http::Endpoint};
 
 /// The ledger where none is named. What only the sandbox has seen must not count as added in SurveyLab, so a sandbox gets
 /// a file of its own.
@@ -142,20 +142,25 @@ pub enum LogFormat {
 }
 
 /// Which ledger to use.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum LedgerUrl {
     Sqlite(PathBuf),
+    Postgres(Box<postgres::Settings>),
     Memory,
 }
 
 impl FromStr for LedgerUrl {
-    type Err = &'static str;
+    type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.split_once(':') {
             Some(("sqlite", path)) if !path.is_empty() => Ok(Self::Sqlite(path.into())),
+            Some(("postgres" | "postgresql", _)) => {
+                let settings = text.parse().map_err(|error: postgres::SettingsError| error.to_string())?;
+                Ok(Self::Postgres(Box::new(settings)))
+            }
             Some(("memory", "")) => Ok(Self::Memory),
-            _ => Err("expected sqlite:PATH or memory:"),
+            _ => Err("expected sqlite:PATH, postgres://USER@HOST/DATABASE or memory:".into()),
         }
     }
 }
@@ -165,6 +170,7 @@ impl LedgerUrl {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Sqlite(_) => "sqlite",
+            Self::Postgres(_) => "postgres",
             Self::Memory => "memory",
         }
     }
@@ -174,6 +180,8 @@ impl fmt::Display for LedgerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
+            // Without the password.
+            Self::Postgres(settings) => settings.fmt(f),
             Self::Memory => f.write_str("memory:"),
         }
     }

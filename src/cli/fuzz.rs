@@ -108,8 +108,10 @@ pub fn setting(data: &[u8]) {
         assert!(!time.is_zero() && time <= LONGEST);
         assert_eq!(duration(&humantime::format_duration(time).to_string()), Ok(time));
     }
-    if let Ok(ledger) = text.parse::<LedgerUrl>() {
-        assert_eq!(ledger.to_string(), text);
+    match text.parse() {
+        // Its own tests hold that to showing no password.
+        Ok(LedgerUrl::Postgres(_)) | Err(_) => {}
+        Ok(ledger) => assert_eq!(ledger.to_string(), text),
     }
     if let Ok(endpoint) = text.parse::<Endpoint>() {
         let written = endpoint.to_string();

@@ -51,6 +51,8 @@ enum Error {
     Copy(maintenance::Error),
     #[error("--ledger: memory: is in no file; give sqlite:PATH")]
     Memory,
+    #[error("--ledger: this command reads SQLite files; PostgreSQL has tools of its own for that: see docs/replicas.md")]
+    Postgres,
     #[error("{0} belongs to a ledger: give another FILE")]
     OfALedger(String),
     #[error(transparent)]
@@ -83,6 +85,7 @@ impl Error {
 pub fn run(args: LedgerArgs) -> Exit {
     let path = match args.ledger {
         LedgerUrl::Sqlite(path) => Ok(path),
+        LedgerUrl::Postgres(_) => Err(Error::Postgres),
         LedgerUrl::Memory => Err(Error::Memory),
     };
     let opened = path.and_then(|path| Ok((Snapshot::open(&path)?, path)));

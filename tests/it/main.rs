@@ -24,6 +24,7 @@ mod parameters;
 mod pause;
 mod power;
 mod rate;
+mod replicas;
 mod resources;
 mod secrets;
 mod settings;
