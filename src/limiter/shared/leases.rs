@@ -253,10 +253,6 @@ impl Leases {
     }
 
     fn foretold(&self, now: Instant) -> usize {
-        // Who has used nothing since the last answer leases nothing ahead: an idle replica holds no token.
-        if self.used == 0 {
-            return 0;
-        }
         (self.use_rate_at(now) * HORIZON.as_secs_f64()) as usize
     }
 
