@@ -4,11 +4,12 @@
 //! leave. SurveyLab counts what the account does, not what a process does.
 //!
 //! The row gives each token a time, by GCRA, on the database's clock: the one clock that all replicas see. A replica leases
-//! tokens in slices of at most what the rate adds in 100 ms, by demand, each in one statement, so that neither a request pays a round
-//! trip at high rates nor an idle replica holds what a busy one needs. A leased token may be used from its time on and for a
-//! short time after; then it is lost. So how far a window can be exceeded by what replicas hold unsent is known when a token
-//! is leased, and has been kept back from the burst: see [`Terms`]. Nothing is ever given back, as nobody could tell whether
-//! a replica that is silent has used its tokens: a process that dies loses at most what it has leased.
+//! tokens in slices of at most what the rate adds in 100 ms, by demand, each in one statement, so that neither a request
+//! pays a round trip at high rates nor an idle replica holds what a busy one needs. A leased token may be used from its
+//! time on and for a short time after; then it is lost. So how far a window can be exceeded by what replicas hold unsent is
+//! known when a token is leased, and has been kept back from the burst: see [`Terms`]. Nothing is ever given back, as
+//! nobody could tell whether a replica that is silent has used its tokens: a process that dies loses at most what it has
+//! leased.
 //!
 //! Times of the database are mapped to this process's monotonic clock so that an error costs rate and never the invariant: the
 //! database looked at its clock after the statement was sent and before the answer came. From the latter a token's time is
