@@ -134,7 +134,7 @@ if [ -n "$long" ]; then
   long() {
     local test=$1 kind=--lib
     shift
-    case $test in kills::* | power::* | bulk::*) kind="--test=it" ;; esac
+    case $test in kills::* | power::* | import::* | bulk::*) kind="--test=it" ;; esac
     printf '\n--- %s %s\n' "$test" "$*"
     env "$@" cargo test --locked --quiet "$kind" -- --exact "$test" --nocapture
   }
@@ -142,6 +142,7 @@ if [ -n "$long" ]; then
   long power::kills::kills_within_the_ledgers_own_operations_lose_nothing_and_send_nothing_twice POWER_KILLS=200
   long power::whatever_a_loss_of_power_leaves_opens_as_a_ledger_that_is_right POWER_IMAGES=4000
   long power::the_gateway_comes_back_after_a_loss_of_power_and_after_another_one POWER_RETURNS=20
+  long import::kills::a_list_comes_through_whatever_happens ROWS=200000 EVENTS=10
   long dispatch::tests::interleavings::every_interleaving_keeps_the_contract PROPTEST_CASES=10000
   long ledger::conformance::sqlite::is_linearizable PROPTEST_CASES=300
   long ledger::conformance::memory::is_linearizable PROPTEST_CASES=300
@@ -177,6 +178,37 @@ heading "python client"
 cargo build --locked
 binary=${CARGO_TARGET_DIR:-target}/debug/surveylab-gateway
 "$python" tests/python/client.py "$binary"
+
+heading "bulk clients"
+"$python" tests/python/bulk.py "$binary"
+
+# Those in Go and TypeScript are built in a copy, so that nothing is left among the sources.
+copy=$tools/bulk
+mkdir -p "$copy/examples"
+rm -rf "$copy/proto"
+cp -R proto "$copy/"
+cp -R examples/bulk "$copy/examples/"
+
+printf '\n--- TypeScript\n'
+if have npm && (cd "$copy/examples/bulk/typescript" &&
+  npm install --no-package-lock --no-audit --no-fund --ignore-scripts --loglevel=error); then
+  (cd "$copy/examples/bulk/typescript" && npm run --silent build)
+  "$python" tests/python/bulk.py "$binary" node "$copy/examples/bulk/typescript/dist/bulk.js"
+else
+  skipped+=("the bulk client in TypeScript (npm is missing, or could not install its packages)")
+  printf 'SKIPPED: npm is missing, or could not install its packages\n'
+fi
+
+printf '\n--- Go\n'
+export GOPATH=$tools/go GOCACHE=$tools/cache/go GOFLAGS="-modcacherw ${GOFLAGS:-}"
+needed=(tool google.golang.org/grpc google.golang.org/genproto/googleapis/rpc/errdetails)
+if have go && [ -n "$buf" ] && (cd "$copy/examples/bulk/go" && go list -deps "${needed[@]}" >/dev/null); then
+  (cd "$copy/examples/bulk/go" && "$buf" generate && go vet . && go build -o bulk .)
+  "$python" tests/python/bulk.py "$binary" "$copy/examples/bulk/go/bulk"
+else
+  skipped+=("the bulk client in Go (go or buf is missing, or its modules can't be had)")
+  printf "SKIPPED: go or buf is missing, or its modules can't be had\n"
+fi
 
 heading "README's tables"
 "$python" tests/readme.py "$binary"

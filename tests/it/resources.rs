@@ -265,10 +265,16 @@ async fn a_damaged_page_is_met_by_its_own_keys_alone() {
             }
         }
     }
-    // The page also shows where keys were before it was split.
+    // The page also shows where keys were before it was split. And the key behind its last one lies in the page above, where
+    // SQLite comes to it by way of this one.
+    let behind = crks
+        .iter()
+        .skip_while(|crk| damaged.last() != Some(&crk.as_str()))
+        .nth(1);
+    let is_met = |crk: &&str| damaged.contains(crk) || behind.is_some_and(|behind| behind == crk);
     assert!(
-        !refused.is_empty() && refused.iter().all(|crk| damaged.contains(crk)),
-        "{refused:?}"
+        !refused.is_empty() && refused.iter().all(is_met),
+        "refused: {refused:?}, damaged: {damaged:?}"
     );
     assert!(refused.len() < 100, "{refused:?}");
     assert!(sandbox.keys().iter().all(|key| key.requests == 1));

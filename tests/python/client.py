@@ -8,55 +8,20 @@ answer that is not as documented.
 
 import contextlib
 import json
-import os
-import pathlib
 import queue
 import re
-import signal
-import subprocess
 import sys
 import tempfile
-import urllib.request
 
 import grpc
-import grpc_tools.protoc
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-SERVICE = "surveylab.invitation.v1.InvitationService"
-COLLECTOR = "8379821739721"
-# No call waits longer: a gateway that hangs fails the test.
-PATIENCE = 30
-
-passed = 0
-
-
-def check(what, got, expected):
-    global passed
-    if got != expected:
-        sys.exit(f"FAILED  {what}\n  expected {expected!r}\n  got      {got!r}")
-    passed += 1
-    print(f"ok      {what}")
-
-
-def generate_stubs(directory):
-    """The messages and the client, from the contract. google.rpc comes with googleapis-common-protos."""
-    google = pathlib.Path(grpc_tools.protoc.__file__).parent / "_proto"
-    proto = ROOT / "proto"
-    done = grpc_tools.protoc.main([
-        "protoc",
-        f"--proto_path={proto}",
-        f"--proto_path={google}",
-        f"--python_out={directory}",
-        f"--grpc_python_out={directory}",
-        str(proto / "surveylab/invitation/v1/invitation.proto"),
-    ])
-    if done != 0:
-        sys.exit("the stubs could not be generated")
-    sys.path.insert(0, directory)
+import checks
+from checks import check
+from gateway import COLLECTOR, PATIENCE, ROOT, SERVICE, Gateway, generate_stubs, http, put_faults
 
 
 def service_config():
@@ -67,48 +32,8 @@ def service_config():
     return json.dumps(json.loads(policies[0]))
 
 
-class Gateway:
-    """`serve --sandbox` on free ports, with a ledger in a temporary directory."""
-
-    def __init__(self, binary, directory):
-        own = ("GATEWAY_", "SURVEYLAB_", "SANDBOX_", "RUST_LOG")
-        env = {name: value for name, value in os.environ.items() if not name.startswith(own)}
-        self.process = subprocess.Popen(
-            [
-                binary, "serve", "--sandbox", "--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--log-format=json",
-                f"--ledger=sqlite:{directory}/ledger.db", "--rate=1000/s", "--burst=100", "--max-attempts=1",
-            ],
-            env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )
-        for line in self.process.stderr:
-            event = json.loads(line) if line.startswith("{") else {"message": line}
-            if "report" in event:
-                self.sandbox = event["report"].removesuffix("/report")
-            if event["message"] == "listening":
-                self.address, self.admin = event["grpc"], event["admin"]
-                return
-            print(line, end="", file=sys.stderr)
-        sys.exit("the gateway did not start")
-
-    def faults(self, *faults):
-        """Replaces the sandbox's faults."""
-        body = json.dumps(faults).encode()
-        self.http(urllib.request.Request(f"{self.sandbox}/faults", data=body, method="PUT"))
-
-    def emails(self, crk):
-        report = self.http(f"{self.sandbox}/report?cId={COLLECTOR}&crk={crk}")
-        return json.loads(report)["effects"]
-
-    @staticmethod
-    def http(request):
-        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
-            return response.read().decode()
-
-    def stop(self):
-        """Asks it to stop, as an init system does: exit code and the rest of its log."""
-        self.process.send_signal(signal.SIGTERM)
-        _, log = self.process.communicate(timeout=PATIENCE)
-        return self.process.returncode, log
+def emails(gateway, crk):
+    return json.loads(http(f"{gateway.sandbox}/report?cId={COLLECTOR}&crk={crk}"))["effects"]
 
 
 def failure(call):
@@ -155,6 +80,9 @@ def run(gateway, channel, retrying):
     def add(crk, client=stub, timeout=PATIENCE, **fields):
         return client.AddRespondent(request(crk, **fields), timeout=timeout)
 
+    def faults(*rules):
+        put_faults(gateway.sandbox, *rules)
+
     def state(crk):
         found = stub.GetInvitation(pb.GetInvitationRequest(collector_id=COLLECTOR, crk=crk), timeout=PATIENCE)
         return pb.InvitationState.Name(found.state)
@@ -170,7 +98,7 @@ def run(gateway, channel, retrying):
     again = add("a-1", language="pl", custom1="złoty & gold=1")
     check("the same call again is a duplicate", pb.Outcome.Name(again.outcome), "OUTCOME_DUPLICATE")
     check("of the first one", again.added_at, first.added_at)
-    check("one e-mail went out for both", gateway.emails("a-1"), 1)
+    check("one e-mail went out for both", emails(gateway, "a-1"), 1)
     reused = failure(lambda: add("a-1", email="ben@example.com"))
     check("the key with other data is refused", told(reused), ("ALREADY_EXISTS", "CRK_REUSED", "surveylab-gateway", "no"))
     bad = failure(lambda: stub.AddRespondent(
@@ -179,7 +107,7 @@ def run(gateway, channel, retrying):
     check("with all that is wrong at once", [violation.field for violation in bad[1]["bad"].field_violations],
           ["collector_id", "crk", "email", "language"])
     check("validate_only says what would be done", pb.Outcome.Name(add("a-2", validate_only=True).outcome), "OUTCOME_WOULD_ADD")
-    check("and does nothing", gateway.emails("a-2"), 0)
+    check("and does nothing", emails(gateway, "a-2"), 0)
 
     # StreamAddRespondent
     items = [request("a-1", language="pl", custom1="złoty & gold=1"), request("s-1"), request("s-2", email="nobody"), request("s-3")]
@@ -213,39 +141,39 @@ def run(gateway, channel, retrying):
     check("ListInvitations, page by page", listed, ["a-1", "s-1", "s-3"])
 
     # Doubt
-    gateway.faults("reset_before_answer,crk=d-1")
+    faults("reset_before_answer,crk=d-1")
     doubt = failure(lambda: add("d-1"))
     check("a lost answer is in doubt", told(doubt),
           ("FAILED_PRECONDITION", "OUTCOME_IN_DOUBT", "surveylab-gateway", "unknown"))
-    gateway.faults()
+    faults()
     held = failure(lambda: add("d-1", client=patient))
     check("and held: a retrying client doesn't send again", told(held), told(doubt))
-    check("still one e-mail", gateway.emails("d-1"), 1)
+    check("still one e-mail", emails(gateway, "d-1"), 1)
     check("ResolveInvitation settles it", pb.InvitationState.Name(resolve("d-1").state), "INVITATION_STATE_ADDED")
     check("then the key is a duplicate", pb.Outcome.Name(add("d-1").outcome), "OUTCOME_DUPLICATE")
     check("what is not in doubt can't be resolved", told(failure(lambda: resolve("d-1"))),
           ("FAILED_PRECONDITION", "NOT_IN_DOUBT", "surveylab-gateway", "no"))
 
     # Deadline
-    gateway.faults("hang,crk=t-1")
+    faults("hang,crk=t-1")
     late = failure(lambda: add("t-1", timeout=2))
     check("a deadline ends the call", late[0], "DEADLINE_EXCEEDED")
     check("not the request: its key is claimed", state("t-1"), "INVITATION_STATE_PENDING")
-    gateway.faults()
+    faults()
     joined = pb.Outcome.Name(add("t-1").outcome)
     check("the same call again learns its outcome", joined in ("OUTCOME_ADDED", "OUTCOME_DUPLICATE"), True)
-    check("with one e-mail", gateway.emails("t-1"), 1)
+    check("with one e-mail", emails(gateway, "t-1"), 1)
 
     # README's retry policy. This gateway makes one attempt a call, so each try that helps is the client's.
     unavailable = ("UNAVAILABLE", "SURVEYLAB_UNAVAILABLE", "surveylab.com", "yes")
-    gateway.faults("status=503,crk=r-1,times=1")
+    faults("status=503,crk=r-1,times=1")
     once = failure(lambda: add("r-1"))
     check("a 503 is UNAVAILABLE without a policy", told(once), unavailable)
     check("and says when to try again", once[1]["retry"].retry_delay.ToMilliseconds() >= 1000, True)
-    gateway.faults("status=503,crk=r-2,times=2")
+    faults("status=503,crk=r-2,times=2")
     retried = add("r-2", client=patient)
     check("with README's policy the client tries again", (pb.Outcome.Name(retried.outcome), retried.attempts), ("OUTCOME_ADDED", 3))
-    check("and one e-mail goes out", gateway.emails("r-2"), 1)
+    check("and one e-mail goes out", emails(gateway, "r-2"), 1)
 
     # Health and reflection
     health = health_pb2_grpc.HealthStub(channel)
@@ -258,7 +186,7 @@ def run(gateway, channel, retrying):
     described = reflection.FindFileContainingSymbol(SERVICE)
     check("and its methods", [method.name for method in described.service[0].method],
           ["AddRespondent", "StreamAddRespondent", "GetInvitation", "ListInvitations", "ResolveInvitation", "GetStatus"])
-    ready = gateway.http(f"http://{gateway.admin}/readyz")
+    ready = http(f"http://{gateway.admin}/readyz")
     check("/readyz", ready, "ready\n")
 
     # GetStatus
@@ -294,7 +222,7 @@ def run(gateway, channel, retrying):
     check("a long list that waits for the rate limit is answered to its end", outcomes, {"OUTCOME_ADDED"})
 
     # A 429 makes everyone wait: the last check, as it blocks what comes after it.
-    gateway.faults("status=429,retry_after=60,crk=l-1")
+    faults("status=429,retry_after=60,crk=l-1")
     limited = failure(lambda: add("l-1"))
     check("a 429 is RESOURCE_EXHAUSTED", told(limited),
           ("RESOURCE_EXHAUSTED", "SURVEYLAB_RATE_LIMITED", "surveylab.com", "yes"))
@@ -312,7 +240,7 @@ def main():
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         generate_stubs(directory)
         policy = service_config()
-        gateway = Gateway(sys.argv[1], directory)
+        gateway = Gateway(sys.argv[1], directory, "--rate=1000/s", "--burst=100", "--max-attempts=1")
         stack.callback(gateway.process.kill)
         channel = stack.enter_context(grpc.insecure_channel(gateway.address, options=[("grpc.enable_retries", 0)]))
         retrying = stack.enter_context(grpc.insecure_channel(gateway.address, options=[("grpc.service_config", policy)]))
@@ -320,7 +248,7 @@ def main():
         code, log = gateway.stop()
         check("SIGTERM ends it with exit code 0", code, 0)
         check("no key was sent twice", "0 keys twice" in log, True)
-    print(f"python client: {passed} passed")
+    print(f"python client: {checks.passed} passed")
 
 
 if __name__ == "__main__":
