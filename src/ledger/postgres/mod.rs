@@ -164,7 +164,7 @@ impl Postgres {
     async fn wait_for_end(&self, key: Key) -> Result<(), Error> {
         // Before it is asked for, so that nothing is told in between.
         let mut told = self.ended.subscribe();
-        let Some(claim) = self.reader.watch(key.clone()).await? else {
+        let Some(claim) = self.reader.watch(key.clone(), self.lease.last()).await? else {
             return Ok(());
         };
         loop {

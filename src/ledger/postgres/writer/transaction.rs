@@ -312,6 +312,10 @@ impl Session {
         if !is_back {
             return Err(Failure::Refused(why));
         }
-        self.attempt(steps, Id::random()).await
+        let again = self.attempt(steps, Id::random()).await;
+        if again.is_err() {
+            self.link.sever();
+        }
+        again
     }
 }
