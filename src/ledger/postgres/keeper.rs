@@ -1,4 +1,5 @@
-//! A task that keeps this replica's lease, puts the claims of dead replicas in doubt, and hears of claims that have ended.
+//! A task that keeps this replica's lease, puts the claims of dead replicas in doubt, and hears of claims that have
+//! ended.
 
 use std::{sync::Arc, time::Duration};
 
@@ -92,7 +93,8 @@ impl Keeper {
         let mut ticks = interval(REAP.min(every));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-            // Connecting has bounds of its own: of several hosts the first may hang for longer than a heartbeat should take.
+            // Connecting has bounds of its own: of several hosts the first may hang for longer than a heartbeat should
+            // take.
             let Some(connected) = stop.run_until_cancelled(self.link.session()).await else {
                 break;
             };

@@ -1,5 +1,5 @@
-//! A task that owns one connection and answers what is asked of it, many questions in one round trip. A question is sent
-//! after it came in, so its answer holds every step that was acknowledged before.
+//! A task that owns one connection and answers what is asked of it, many questions in one round trip. A question is
+//! sent after it came in, so its answer holds every step that was acknowledged before.
 
 use std::time::Duration;
 
@@ -95,8 +95,8 @@ impl Reader {
         self.ask(|answer| Question::LookUp(key, answer)).await
     }
 
-    /// Has the end of the claim that another than `replica` has on a key told on the channel; tells the claim's number if
-    /// there is one.
+    /// Has the end of the claim that another than `replica` has on a key told on the channel; tells the claim's number
+    /// if there is one.
     pub(super) async fn watch(&self, key: Key, replica: Id) -> Result<Option<Id>, Error> {
         self.ask(|answer| Question::Watch(key, replica, answer)).await
     }

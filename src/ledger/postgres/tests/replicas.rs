@@ -241,8 +241,8 @@ async fn a_heartbeat_under_way_keeps_its_replica_from_being_taken_for_dead() {
     }
 }
 
-/// All want the same keys at once, in all orders, and settle them. Nobody waits in a circle, and each key has one winner
-/// at a time.
+/// All want the same keys at once, in all orders, and settle them. Nobody waits in a circle, and each key has one
+/// winner at a time.
 #[tokio::test]
 async fn replicas_that_want_the_same_keys_share_them_without_a_deadlock() {
     let database = testing::shared().database();
