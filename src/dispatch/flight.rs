@@ -36,6 +36,8 @@ pub struct Trip {
     request: Arc<Request>,
     /// For the first attempt, where it was there without waiting.
     permit: Option<Permit>,
+    /// A claim that may be another process's: its outcome is waited for first.
+    elsewhere: Option<Record>,
 }
 
 /// A trip that is polled by its leader. Dropped before its end, it goes on in a task of its own, unless nobody wants it.
@@ -115,12 +117,19 @@ enum End {
 }
 
 impl Trip {
-    pub fn new(core: Arc<Core>, landing: Landing, request: Arc<Request>, permit: Option<Permit>) -> Self {
+    pub fn new(
+        core: Arc<Core>,
+        landing: Landing,
+        request: Arc<Request>,
+        permit: Option<Permit>,
+        elsewhere: Option<Record>,
+    ) -> Self {
         Self {
             core,
             landing,
             request,
             permit,
+            elsewhere,
         }
     }
 
@@ -141,11 +150,11 @@ impl Trip {
     /// Goes until the flight has landed, and its outcome is recorded.
     async fn run(mut self) {
         let cut_off = self.core.cut_off.clone();
-        let permit = self.permit.take();
+        let (permit, elsewhere) = (self.permit.take(), self.elsewhere.take());
         let answer = select! {
             biased;
             () = cut_off.cancelled() => Some(self.cut_off()),
-            answer = self.answer_or_doubt(permit) => answer,
+            answer = self.answer_or_doubt(permit, elsewhere) => answer,
         };
         if let Some(answer) = answer {
             self.landing.land(answer);
@@ -166,8 +175,8 @@ impl Trip {
         Err(Failure::new(Reason::ShuttingDown, sent).retry_after(LATER))
     }
 
-    async fn answer_or_doubt(&self, permit: Option<Permit>) -> Option<Answer> {
-        match AssertUnwindSafe(self.answer(permit)).catch_unwind().await {
+    async fn answer_or_doubt(&self, permit: Option<Permit>, elsewhere: Option<Record>) -> Option<Answer> {
+        match AssertUnwindSafe(self.answer(permit, elsewhere)).catch_unwind().await {
             Ok(answer) => answer,
             Err(_) => self.panicked().await,
         }
@@ -195,13 +204,18 @@ impl Trip {
     }
 
     /// `None` if nobody waits for an answer any more, or all have been told one.
-    async fn answer(&self, mut ready: Option<Permit>) -> Option<Answer> {
+    async fn answer(&self, mut ready: Option<Permit>, elsewhere: Option<Record>) -> Option<Answer> {
         let mut attempts = Attempts {
             made: 0,
             sent: Sent::No,
             last: None,
-            elsewhere: None,
+            elsewhere,
         };
+        if attempts.elsewhere.is_some()
+            && let Some(failure) = self.wait_for_another(&attempts).await?
+        {
+            return Some(Err(failure));
+        }
         loop {
             let permit = match ready.take() {
                 Some(permit) => permit,
@@ -218,6 +232,13 @@ impl Trip {
                 Attempt::Again(again) => again,
                 Attempt::Elsewhere(record) => {
                     attempts.elsewhere = Some(record);
+                    if !self
+                        .core
+                        .in_flight
+                        .uncommit(&self.landing.flight, attempts.last.clone())
+                    {
+                        return None;
+                    }
                     match self.wait_for_another(&attempts).await? {
                         Some(failure) => return Some(Err(failure)),
                         None => continue,
@@ -423,9 +444,6 @@ impl Trip {
     /// any more.
     async fn wait_for_another(&self, attempts: &Attempts) -> Option<Option<Failure>> {
         let flight = &self.landing.flight;
-        if !self.core.in_flight.uncommit(flight, attempts.last.clone()) {
-            return None;
-        }
         select! {
             biased;
             () = flight.abandoned.cancelled() => None,

@@ -26,7 +26,7 @@ use crate::{
 };
 
 use flight::Trip;
-use in_flight::{Entered, Flight, InFlight, Lead, Observed, Progress, Seat};
+use in_flight::{Entered, InFlight, Lead, Observed, Progress, Seat};
 use standing::Checks;
 pub use standing::{Serving, Standing};
 pub use verdict::{LATER, OnServerError};
@@ -282,17 +282,24 @@ impl Dispatcher {
         let in_time = call.until.is_none_or(|until| self.core.clock.now() <= until);
         let claims = in_time && self.core.new_lately.load(Ordering::Relaxed);
         let permit = if claims { self.core.limiter.try_acquire() } else { None };
+        let mut elsewhere = None;
         if permit.is_none() {
-            let looked_up = match self.look_up(&landing.flight, call).await {
+            let looked_up = match within(call.deadline, self.core.ledger.look_up(&landing.flight.key)).await {
                 Ok(looked_up) => looked_up,
                 Err(failure) => return Some(Err(failure)),
             };
             let doubt = self.core.in_flight.doubt(&landing.flight);
             let answer = match looked_up {
+                Ok(Some(record)) if is_of_another(&record, landing.flight.fingerprint, None) => {
+                    elsewhere = Some(record);
+                    None
+                }
                 Ok(record) => known(record.as_ref(), landing.flight.fingerprint, doubt),
                 Err(error) => Some(Err(ledger_unavailable(&error, Sent::No))),
             };
-            self.core.new_lately.store(answer.is_none(), Ordering::Relaxed);
+            self.core
+                .new_lately
+                .store(answer.is_none() && elsewhere.is_none(), Ordering::Relaxed);
             if let Some(answer) = answer {
                 landing.land(answer.clone());
                 return Some(answer);
@@ -300,7 +307,7 @@ impl Dispatcher {
             landing.looked_up();
         }
         let flight = landing.flight.clone();
-        let mut trip = Trip::new(self.core.clone(), landing, call.request.clone(), permit).under_way();
+        let mut trip = Trip::new(self.core.clone(), landing, call.request.clone(), permit, elsewhere).under_way();
         // Dropped before the trip, so that one which nobody wants gets no task of its own.
         let seat = seat;
         {
@@ -317,35 +324,6 @@ impl Dispatcher {
         // If it has not ended it goes on by itself, as the caller may have reason to wait on.
         drop(trip);
         self.wait(seat, call).await
-    }
-
-    /// What the ledger knows of a flight's key, once no other process is under way with it.
-    async fn look_up(&self, flight: &Flight, call: &Call) -> Result<Result<Option<Record>, ledger::Error>, Failure> {
-        let ledger = &self.core.ledger;
-        let mut seen = None;
-        loop {
-            let looked_up = within(call.deadline, ledger.look_up(&flight.key)).await?;
-            let Ok(Some(record)) = &looked_up else {
-                return Ok(looked_up);
-            };
-            if !is_of_another(record, flight.fingerprint, seen.as_ref()) {
-                return Ok(looked_up);
-            }
-            seen = Some(record.clone());
-            select! {
-                biased;
-                () = self.core.closing.cancelled() => {
-                    return Err(Failure::new(Reason::ShuttingDown, Sent::No).retry_after(LATER));
-                }
-                // Its request is on the wire, and waited for as one of this process is.
-                () = passed(call.deadline) => return Err(Failure::new(Reason::DeadlineAfterSend, Sent::Unknown)),
-                settled = ledger.settled(&flight.key) => {
-                    if let Err(error) = settled {
-                        return Ok(Err(error));
-                    }
-                }
-            }
-        }
     }
 
     /// Waits for a flight's answer, up to the call's bounds; `None` if the flight ended without one.

@@ -153,7 +153,7 @@ pub enum Error {
 ///   when its lease has run out; whichever of the others notices does this, within a second.
 /// - **Leases.** Where several processes share a ledger, each may send only while it holds a lease: right before a request
 ///   goes out, [`may_send`](Ledger::may_send) is asked. A claim whose process lost its lease may be in doubt by now;
-///   settling it then changes nothing.
+///   settling it then ends that doubt, unless a person or another claim came first.
 /// - **Backpressure.** Callers wait; no method fails for load alone.
 pub trait Ledger: Send + Sync + 'static {
     /// What is known of a key; `None` if it was never claimed.

@@ -36,6 +36,7 @@ pub(super) const MIGRATIONS: &[Migration] = &[Migration {
         reason smallint,
         http_status integer,
         notification text,
+        orphan uuid, -- of one that is in doubt because its replica was taken for dead: the claim, whose outcome may yet come
         PRIMARY KEY (collector_id, crk)
     );
 

@@ -81,22 +81,30 @@ const CLAIMED: &str = concat!(
 macro_rules! keep {
     () => {
         "kept AS (INSERT INTO invitation AS known (collector_id, crk, fingerprint, state, attempts, created_at, updated_at, \
-         reason, http_status, notification) \
-         SELECT collector_id, crk, fingerprint, state, 1, least(claimed_at, at), at, reason, http_status, notification \
+         reason, http_status, notification, orphan) \
+         SELECT collector_id, crk, fingerprint, state, 1, least(claimed_at, at), at, reason, http_status, notification, orphan \
          FROM gone ON CONFLICT (collector_id, crk) DO UPDATE SET fingerprint = excluded.fingerprint, \
          state = excluded.state, attempts = least(known.attempts + 1, 4294967295), \
          created_at = least(known.created_at, excluded.created_at), updated_at = excluded.updated_at, \
-         reason = excluded.reason, http_status = excluded.http_status, notification = excluded.notification)"
+         reason = excluded.reason, http_status = excluded.http_status, notification = excluded.notification, \
+         orphan = excluded.orphan)"
     };
 }
 
+/// A claim that is not there any more, because this replica was taken for dead, ends the doubt that it was put in, unless
+/// somebody has resolved it or claimed the key since: so what a caller is told is what the ledger knows.
 const SETTLE: &str = concat!(
-    "WITH gone AS (DELETE FROM pending p USING unnest($1::text[], $2::text[], $3::uuid[], $4::smallint[], $5::bigint[], \
+    "WITH asked AS (SELECT * FROM unnest($1::text[], $2::text[], $3::uuid[], $4::smallint[], $5::bigint[], \
      $6::smallint[], $7::integer[], $8::text[]) \
-     AS asked (collector_id, crk, claim, state, at, reason, http_status, notification) \
+     AS asked (collector_id, crk, claim, state, at, reason, http_status, notification)), \
+     gone AS (DELETE FROM pending p USING asked \
      WHERE p.collector_id = asked.collector_id AND p.crk = asked.crk AND p.claim = asked.claim \
      RETURNING p.collector_id, p.crk, p.fingerprint, p.claimed_at, p.claim, p.watched, \
-     asked.state, asked.at, asked.reason, asked.http_status, asked.notification), ",
+     asked.state, asked.at, asked.reason, asked.http_status, asked.notification, NULL::uuid AS orphan), \
+     late AS (UPDATE invitation i SET state = asked.state, created_at = least(i.created_at, asked.at), updated_at = asked.at, \
+     reason = asked.reason, http_status = asked.http_status, notification = asked.notification, orphan = NULL FROM asked \
+     WHERE i.collector_id = asked.collector_id AND i.crk = asked.crk AND i.state = 4 AND i.orphan = asked.claim \
+     AND NOT EXISTS (SELECT FROM pending p WHERE p.collector_id = i.collector_id AND p.crk = i.crk)), ",
     keep!(),
     tell!(),
 );
@@ -107,7 +115,8 @@ pub(super) const PUT_IN_DOUBT: &str = concat!(
     "WITH gone AS (DELETE FROM pending p \
      WHERE NOT EXISTS (SELECT FROM replica r WHERE r.id = p.replica) \
      RETURNING p.collector_id, p.crk, p.fingerprint, p.claimed_at, p.claim, p.watched, \
-     $1::smallint AS state, $2::bigint AS at, $3::smallint AS reason, $4::integer AS http_status, $5::text AS notification), ",
+     $1::smallint AS state, $2::bigint AS at, $3::smallint AS reason, $4::integer AS http_status, $5::text AS notification, \
+     p.claim AS orphan), ",
     keep!(),
     ", told AS (",
     "SELECT pg_notify('",

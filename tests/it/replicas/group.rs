@@ -131,7 +131,8 @@ impl Balancer {
             let answer = add(&self.next(), request.clone()).await;
             tries += 1;
             match answer {
-                Err(error) if error.code == Code::Unavailable && tries < 4 => {
+                // tonic's client says Cancelled of a call that it could not send on a connection that was closing.
+                Err(error) if is_to_be_tried_again(&error) && tries < 4 => {
                     sleep(wait).await;
                     wait *= 2;
                 }
@@ -139,4 +140,8 @@ impl Balancer {
             }
         }
     }
+}
+
+fn is_to_be_tried_again(error: &Error) -> bool {
+    error.code == Code::Unavailable || (error.code == Code::Cancelled && error.reason.is_empty())
 }
