@@ -29,10 +29,12 @@ use tokio::{select, time::sleep_until};
 use super::{Limiter, Pacer, Settings, State, adaptive::Learnt, source::Source};
 use crate::clock::Instant;
 
+pub use account::Account;
 use leases::HORIZON;
 pub use leases::Leases;
 pub use terms::{Terms, least_burst};
 
+mod account;
 mod leases;
 mod terms;
 
