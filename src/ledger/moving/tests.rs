@@ -1,3 +1,5 @@
+use std::slice;
+
 use super::*;
 use crate::{
     clock::Timestamp,
@@ -90,8 +92,8 @@ fn any_change_of_any_record_changes_the_digest() {
     ];
     let mut seen = vec![
         summary(&[]),
-        summary(&[failed.clone()]),
-        summary(&[added.clone()]),
+        summary(slice::from_ref(&failed)),
+        summary(slice::from_ref(&added)),
         summary(&[failed.clone(), failed.clone()]),
     ];
     for change in changes {
