@@ -13,7 +13,12 @@ use crate::{
     config::{Config, LedgerUrl, Upstream},
     dispatch::{self, Dispatcher},
     grpc::{self, Health, Service},
-    ledger::{self, Ledger, memory::Memory, postgres::Postgres, sqlite::Sqlite},
+    ledger::{
+        self, Ledger,
+        memory::Memory,
+        postgres::{self, Postgres},
+        sqlite::Sqlite,
+    },
     limiter::{self, Limiter, shared::Account},
     metrics,
     sandbox::{self, Sandbox},
@@ -87,7 +92,7 @@ async fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, Er
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
     let args = &config.args;
     let clock = Clock::system();
-    let (ledger, rested) = open_ledger(&config.ledger, &clock).await?;
+    let (ledger, rested) = open_ledger(&config, &clock).await?;
     let (sandbox, url, token) = match &config.upstream {
         Upstream::SurveyLab { url, token } => (None, url.clone(), token.clone()),
         Upstream::Sandbox => {
@@ -246,8 +251,8 @@ async fn ended_if_any(task: &mut Option<JoinHandle<()>>) {
 
 /// The ledger, and for how long no process has sent anything by it: a restart must not bring the account a burst on top of
 /// the one before it.
-async fn open_ledger(url: &LedgerUrl, clock: &Clock) -> Result<(Arc<dyn Ledger>, Duration), ledger::Error> {
-    Ok(match url {
+async fn open_ledger(config: &Config, clock: &Clock) -> Result<(Arc<dyn Ledger>, Duration), ledger::Error> {
+    Ok(match &config.ledger {
         LedgerUrl::Sqlite(path) => {
             let opened_at = clock.wall();
             let ledger = Sqlite::open(path, clock)?;
@@ -259,7 +264,13 @@ async fn open_ledger(url: &LedgerUrl, clock: &Clock) -> Result<(Arc<dyn Ledger>,
             (Arc::new(ledger), rested)
         }
         LedgerUrl::Postgres(settings) => {
-            let ledger = Postgres::open(settings, clock).await?;
+            let ledger = {
+                let options = postgres::Options {
+                    lease: config.args.replica_lease,
+                    ..postgres::Options::default()
+                };
+                Postgres::open(settings, clock, options).await?
+            };
             // The bucket is in the database too, and knows. One that is new there begins empty: nobody knows.
             (Arc::new(ledger), Duration::ZERO)
         }
@@ -274,7 +285,11 @@ fn account(url: &Endpoint, token: &SecretString) -> String {
         hash.update((part.len() as u64).to_be_bytes());
         hash.update(part.as_bytes());
     }
-    hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    hash.finalize()
+        .iter()
+        .take(16)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 fn announce(config: &Config, listeners: &Listeners, sandbox: Option<&Sandbox>) {

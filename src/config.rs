@@ -68,12 +68,18 @@ pub struct ServeArgs {
     #[arg(long, env = "GATEWAY_RECEIVE_TIMEOUT", value_name = "TIME", default_value = "20s", value_parser = duration)]
     pub receive_timeout: Duration,
 
-    /// Where keys are kept: sqlite:PATH, or memory: for trials (forgets everything when it ends). Where none is named, a
-    /// sandbox uses sqlite:surveylab-gateway-sandbox.db.
+    /// Where keys are kept: sqlite:PATH; postgres://USER@HOST/DATABASE for several replicas, which share the keys and the
+    /// rate; or memory: for trials (forgets everything when it ends). Where none is named, a sandbox uses
+    /// sqlite:surveylab-gateway-sandbox.db.
     ///
     /// [default: sqlite:surveylab-gateway.db]
     #[arg(long, env = "GATEWAY_LEDGER", hide_env_values = true)]
     pub ledger: Option<LedgerUrl>,
+
+    /// With PostgreSQL: after so long without a sign of life a replica counts as dead, and what it had on the wire is in
+    /// doubt.
+    #[arg(long, env = "GATEWAY_REPLICA_LEASE", value_name = "TIME", default_value = "10s", value_parser = lease)]
+    pub replica_lease: Duration,
 
     /// Requests to SurveyLab at most, retries included: 5/s, 120/m, 1000/h.
     #[arg(long, env = "GATEWAY_RATE", default_value = "2/s")]
@@ -156,7 +162,9 @@ impl FromStr for LedgerUrl {
         match text.split_once(':') {
             Some(("sqlite", path)) if !path.is_empty() => Ok(Self::Sqlite(path.into())),
             Some(("postgres" | "postgresql", _)) => {
-                let settings = text.parse().map_err(|error: postgres::SettingsError| error.to_string())?;
+                let settings = text
+                    .parse()
+                    .map_err(|error: postgres::SettingsError| error.to_string())?;
                 Ok(Self::Postgres(Box::new(settings)))
             }
             Some(("memory", "")) => Ok(Self::Memory),
@@ -277,6 +285,16 @@ fn duration_or_zero(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Ok(Duration::ZERO),
         _ => duration(text),
+    }
+}
+
+/// A lease is long enough to be renewed in, and short enough to be waited for.
+fn lease(text: &str) -> Result<Duration, String> {
+    let span = duration(text)?;
+    if (Duration::from_secs(2)..=Duration::from_secs(300)).contains(&span) {
+        Ok(span)
+    } else {
+        Err("expected a time from 2s to 5m".into())
     }
 }
 

@@ -51,7 +51,9 @@ enum Error {
     Copy(maintenance::Error),
     #[error("--ledger: memory: is in no file; give sqlite:PATH")]
     Memory,
-    #[error("--ledger: this command reads SQLite files; PostgreSQL has tools of its own for that: see docs/replicas.md")]
+    #[error(
+        "--ledger: this command reads SQLite files; PostgreSQL has tools of its own for that: see docs/replicas.md"
+    )]
     Postgres,
     #[error("{0} belongs to a ledger: give another FILE")]
     OfALedger(String),
@@ -74,7 +76,9 @@ impl Error {
     fn exit(&self) -> Exit {
         match self {
             Self::Ledger(maintenance::Error::Damaged(_)) => Exit::Refused,
-            Self::Ledger(maintenance::Error::Unusable(_)) | Self::Memory | Self::OfALedger(_) => Exit::Usage,
+            Self::Ledger(maintenance::Error::Unusable(_)) | Self::Memory | Self::Postgres | Self::OfALedger(_) => {
+                Exit::Usage
+            }
             Self::NewFile(error) if error.is_of_the_path() => Exit::Usage,
             Self::Ledger(_) | Self::Copy(_) | Self::NewFile(_) | Self::Output(_) => Exit::TryAgain,
         }

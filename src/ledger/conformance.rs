@@ -141,11 +141,17 @@ impl Backend for InPostgres {
         self.ledger.die().await;
         // The server may not have noticed yet, and still be at the last steps.
         self.database.sql(
-            "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity \
-             WHERE datname = current_database() AND pid <> pg_backend_pid()",
+            "DO $$ BEGIN
+                 PERFORM pg_terminate_backend(pid) FROM pg_stat_activity
+                 WHERE datname = current_database() AND pid <> pg_backend_pid();
+                 WHILE EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
+                               AND backend_type = 'client backend' AND pid <> pg_backend_pid()) LOOP
+                     PERFORM pg_sleep(0.001);
+                     PERFORM pg_stat_clear_snapshot();
+                 END LOOP;
+                 UPDATE replica SET lease_until = clock_timestamp() - interval '1 microsecond';
+             END $$",
         );
-        self.database
-            .sql("UPDATE replica SET lease_until = clock_timestamp() - interval '1 microsecond'");
         Self::open(self.database).await
     }
 }

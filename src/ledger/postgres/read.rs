@@ -209,7 +209,7 @@ pub(super) async fn list(
 }
 
 /// The statement for a page: of claims, of the rest, or both. Its parameters are the limit, then what the query bounds.
-fn listing(query: &Query) -> String {
+pub(super) fn listing(query: &Query) -> String {
     let page = |table: &str, from: &str, condition: &str| {
         let mut sql = format!(
             "SELECT {table}.collector_id::text AS collector_id, {table}.crk::text AS crk, {} FROM {from} WHERE {condition}",

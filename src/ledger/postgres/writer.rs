@@ -28,6 +28,7 @@ const MAX_BATCH: usize = 1_024;
 /// How often claims that were disowned are looked for when nothing else is asked.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
+#[expect(clippy::large_enum_variant, reason = "nearly all are steps")]
 enum Message {
     Step(Step),
     Stop,

@@ -171,7 +171,6 @@ impl Account {
         self.announced = true;
         Ok(Session { client, driver, step })
     }
-
 }
 
 impl Session {

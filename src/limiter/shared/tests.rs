@@ -172,7 +172,11 @@ async fn a_lone_call_costs_one_statement_and_one_round_trip() {
     for calls in 1..=5 {
         let begin = Instant::now();
         drop(take(&limiter).await);
-        assert!(begin.elapsed() <= 2 * Network::FAST.way + ms(2), "{:?}", begin.elapsed());
+        assert!(
+            begin.elapsed() <= 2 * Network::FAST.way + ms(2),
+            "{:?}",
+            begin.elapsed()
+        );
         assert_eq!(*asks.lock().unwrap(), calls);
         sleep(s(10)).await;
         assert_eq!(*asks.lock().unwrap(), calls, "nobody asks for an idle replica");
@@ -278,7 +282,11 @@ async fn answers_429_to_one_burst_of_several_replicas_cut_the_rate_once() {
     sleep(s(3)).await;
     for limiter in &limiters {
         drop(take(limiter).await);
-        assert!((limiter.snapshot().learned_rate - 70.0).abs() < 1e-9, "{:?}", limiter.snapshot());
+        assert!(
+            (limiter.snapshot().learned_rate - 70.0).abs() < 1e-9,
+            "{:?}",
+            limiter.snapshot()
+        );
     }
     assert_eq!((database.row().epoch, database.row().share), (1, 700_000));
 }
@@ -345,8 +353,14 @@ async fn too_long_a_wait_is_refused_at_once() {
     let _work = saturate(&limiter, 0, 5, ms(0), &sent);
     sleep(ms(20)).await;
     let begin = Instant::now();
-    let refused = limiter.acquire(Lane::Stream(StreamId(9)), Some(begin + s(4))).await.err();
-    assert!(matches!(refused, Some(Refused::WaitTooLong { after }) if after > s(4) && after < s(7)), "{refused:?}");
+    let refused = limiter
+        .acquire(Lane::Stream(StreamId(9)), Some(begin + s(4)))
+        .await
+        .err();
+    assert!(
+        matches!(refused, Some(Refused::WaitTooLong { after }) if after > s(4) && after < s(7)),
+        "{refused:?}"
+    );
     assert_eq!(Instant::now(), begin);
 }
 
@@ -420,15 +434,20 @@ struct Plan {
 
 fn plan() -> impl Strategy<Value = Plan> {
     let phases = prop::collection::vec((1u64..2_000, 0u64..1_000), 1..4);
-    (1u64..20, prop_oneof![Just(0u32), 3u32..20], phases, 1usize..60, 0u64..20).prop_map(
-        |(way, lost, phases, many, claim)| Plan {
+    (
+        1u64..20,
+        prop_oneof![Just(0u32), 3u32..20],
+        phases,
+        1usize..60,
+        0u64..20,
+    )
+        .prop_map(|(way, lost, phases, many, claim)| Plan {
             way,
             lost,
             phases,
             many,
             claim,
-        },
-    )
+        })
 }
 
 async fn play(settings: Settings, plans: Vec<Plan>) -> Vec<Instant> {

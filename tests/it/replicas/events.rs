@@ -124,7 +124,10 @@ async fn whatever_happens_no_key_is_sent_twice_and_no_result_is_lost() {
     };
     let mut callers = JoinSet::new();
     for caller in 0..CLIENTS {
-        callers.spawn(load.clone().call(StdRng::seed_from_u64(seed ^ ((caller as u64 + 1) << 32))));
+        callers.spawn(
+            load.clone()
+                .call(StdRng::seed_from_u64(seed ^ ((caller as u64 + 1) << 32))),
+        );
     }
 
     let mut counts: BTreeMap<Event, usize> = BTreeMap::new();
@@ -132,7 +135,10 @@ async fn whatever_happens_no_key_is_sent_twice_and_no_result_is_lost() {
         let event = Event::choose(&mut random);
         let index = random.random_range(0..REPLICAS);
         let effects = group.sandbox.report().effects;
-        group.sandbox.wait_for_effects(effects + random.random_range(20..150)).await;
+        group
+            .sandbox
+            .wait_for_effects(effects + random.random_range(20..150))
+            .await;
         println!("{event:?}");
         *counts.entry(event).or_default() += 1;
         match event {
@@ -160,9 +166,16 @@ async fn whatever_happens_no_key_is_sent_twice_and_no_result_is_lost() {
 
     // What the dead had on the wire is in doubt, and the living have recorded all they know.
     let client = group.gateways[0].client().await;
-    until("no claim is left", async || list(&client, InvitationState::Pending).await.is_empty()).await;
+    until("no claim is left", async || {
+        list(&client, InvitationState::Pending).await.is_empty()
+    })
+    .await;
     let mut states = BTreeMap::new();
-    for state in [InvitationState::Added, InvitationState::Failed, InvitationState::InDoubt] {
+    for state in [
+        InvitationState::Added,
+        InvitationState::Failed,
+        InvitationState::InDoubt,
+    ] {
         states.extend(list(&client, state).await.into_iter().map(|crk| (crk, state)));
     }
     let mut effects: BTreeMap<String, u32> = BTreeMap::new();
@@ -179,7 +192,10 @@ async fn whatever_happens_no_key_is_sent_twice_and_no_result_is_lost() {
     for (crk, answers) in heard.iter() {
         let effects = effects.get(crk).copied().unwrap_or_default();
         let state = states.get(crk);
-        let added = answers.iter().filter(|answer| matches!(answer, Ok(Outcome::Added))).count();
+        let added = answers
+            .iter()
+            .filter(|answer| matches!(answer, Ok(Outcome::Added)))
+            .count();
         if answers.iter().any(Result::is_ok) && (state != Some(&InvitationState::Added) || effects != 1) {
             wrong.push(format!("{crk} was told as added: {state:?}, {effects} effects"));
         }
@@ -196,12 +212,18 @@ async fn whatever_happens_no_key_is_sent_twice_and_no_result_is_lost() {
     let mut arrivals: Vec<Duration> = group.sandbox.requests().iter().map(|request| request.at).collect();
     arrivals.sort();
     let excess = rules::excess(&arrivals, BURST, RATE);
-    let in_doubt = states.values().filter(|state| **state == InvitationState::InDoubt).count();
+    let in_doubt = states
+        .values()
+        .filter(|state| **state == InvitationState::InDoubt)
+        .count();
     println!(
         "{counts:?}: {} keys, {} requests, {in_doubt} in doubt; {excess:.1} over burst + rate·W, tasks {late:?} late at most",
         heard.len(),
         arrivals.len()
     );
     assert!(wrong.is_empty(), "SEED={seed}: {}", wrong.join("\n"));
-    assert!(excess <= 3.0 * RATE * late.as_secs_f64(), "{excess} too many, {late:?} late");
+    assert!(
+        excess <= 3.0 * RATE * late.as_secs_f64(),
+        "{excess} too many, {late:?} late"
+    );
 }

@@ -23,7 +23,7 @@ use crate::support::{
 };
 
 /// After so long a replica that says nothing counts as dead.
-pub const LEASE: Duration = Duration::from_secs(10);
+pub const LEASE: Duration = Duration::from_secs(3);
 
 /// A number of the environment.
 pub fn number(name: &str, default: u64) -> u64 {
@@ -51,7 +51,13 @@ impl Group {
         for _ in 0..count {
             let relay = Relay::to(([127, 0, 0, 1], server.port).into()).await;
             let ledger = database.url_by(&relay.address.to_string());
-            gateways.push(Gateway::with(options.clone().flag("--ledger", ledger), &sandbox).await);
+            gateways.push(
+                Gateway::with(
+                    options.clone().flag("--ledger", ledger).flag("--replica-lease", "3s"),
+                    &sandbox,
+                )
+                .await,
+            );
             relays.push(relay);
         }
         Self {

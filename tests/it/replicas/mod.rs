@@ -37,7 +37,10 @@ async fn a_key_thrown_at_all_replicas_at_once_is_sent_once() {
     let clients = group.clients().await;
     let outcomes: Vec<Vec<Outcome>> = stream::iter(0..keys)
         .map(|key| {
-            let calls: Vec<_> = clients.iter().map(|client| calling(client, &format!("k{key}"))).collect();
+            let calls: Vec<_> = clients
+                .iter()
+                .map(|client| calling(client, &format!("k{key}")))
+                .collect();
             async {
                 let mut outcomes = Vec::new();
                 for call in calls {
@@ -51,11 +54,17 @@ async fn a_key_thrown_at_all_replicas_at_once_is_sent_once() {
         .await;
     for outcomes in outcomes {
         let added = outcomes.iter().filter(|outcome| **outcome == Outcome::Added).count();
-        let duplicates = outcomes.iter().filter(|outcome| **outcome == Outcome::Duplicate).count();
+        let duplicates = outcomes
+            .iter()
+            .filter(|outcome| **outcome == Outcome::Duplicate)
+            .count();
         assert_eq!((added, duplicates), (1, 2));
     }
     let report = group.sandbox.report();
-    assert_eq!((report.requests, report.effects, report.duplicates.len()), (keys, keys, 0));
+    assert_eq!(
+        (report.requests, report.effects, report.duplicates.len()),
+        (keys, keys, 0)
+    );
 }
 
 #[tokio::test]
@@ -99,7 +108,10 @@ async fn a_twin_that_fails_elsewhere_leaves_the_key_to_who_waits() {
     group.sandbox.wait_for_requests(1).await;
     let second = calling(&clients[1], "k");
     // It has looked the key up, and waits.
-    until("the second call waits", async || group.gateways[1].admin("/metrics").await.0 == 200).await;
+    until("the second call waits", async || {
+        group.gateways[1].admin("/metrics").await.0 == 200
+    })
+    .await;
     gate.release();
     assert_eq!(soon(first).await.unwrap().unwrap_err().reason, "SURVEYLAB_BAD_REQUEST");
     assert_eq!(soon(second).await.unwrap().unwrap(), Outcome::Added);
@@ -118,7 +130,10 @@ async fn what_a_dead_replica_had_on_the_wire_is_in_doubt_once_its_lease_is_over(
     // Nobody may send meanwhile, and who asks for it waits until it is known that nobody knows.
     let waits = calling(&clients[1], "k");
     let error = soon(waits).await.unwrap().unwrap_err();
-    assert_eq!((error.code, error.reason.as_str()), (Code::FailedPrecondition, "OUTCOME_IN_DOUBT"));
+    assert_eq!(
+        (error.code, error.reason.as_str()),
+        (Code::FailedPrecondition, "OUTCOME_IN_DOUBT")
+    );
     assert_eq!(state(&clients[1], "k").await, Some(InvitationState::InDoubt));
     assert_eq!(group.sandbox.report().requests, 1);
 }
@@ -134,7 +149,10 @@ async fn a_replica_that_slept_through_its_lease_goes_on_with_a_new_one() {
     group.sandbox.wait_for_requests(2).await;
     group.gateways[0].signal("STOP");
     // Its claim is in doubt to the others.
-    until("its lease is over", async || state(&clients[1], "held").await == Some(InvitationState::InDoubt)).await;
+    until("its lease is over", async || {
+        state(&clients[1], "held").await == Some(InvitationState::InDoubt)
+    })
+    .await;
     let asleep = calling(&clients[0], "asleep");
     group.gateways[0].signal("CONT");
     gate.release();
@@ -150,7 +168,10 @@ async fn a_replica_that_slept_through_its_lease_goes_on_with_a_new_one() {
     }
     // At first it may say that it can't send yet.
     if soon(asleep).await.unwrap().is_err() {
-        until("it has a lease again", async || calling(&clients[0], "asleep").await.unwrap().is_ok()).await;
+        until("it has a lease again", async || {
+            calling(&clients[0], "asleep").await.unwrap().is_ok()
+        })
+        .await;
     }
     assert_eq!(state(&clients[1], "asleep").await, Some(InvitationState::Added));
     let report = group.sandbox.report();
@@ -164,7 +185,9 @@ async fn without_the_database_nothing_is_sent_and_all_goes_on_when_it_is_back() 
     assert_eq!(added(&clients[0], request("before")).await, Outcome::Added);
     group.server.kill();
     for (gateway, client) in group.gateways.iter().zip(&clients) {
-        let error = soon(add_within(client, request("while"), Duration::from_secs(30))).await.unwrap_err();
+        let error = soon(add_within(client, request("while"), Duration::from_secs(30)))
+            .await
+            .unwrap_err();
         assert_eq!((error.code, error.sent()), (Code::Unavailable, "no"), "{error:?}");
         until("it is not ready", async || gateway.admin("/readyz").await.0 == 503).await;
     }
@@ -202,7 +225,10 @@ async fn replicas_share_one_rate() {
     let late = lateness.worst();
     let took = *arrivals.last().unwrap() - arrivals[0];
     println!("600 requests in {took:?}, {excess:.1} over, tasks {late:?} late at most");
-    assert!(excess <= 3.0 * RATE * late.as_secs_f64(), "{excess} too many, {late:?} late");
+    assert!(
+        excess <= 3.0 * RATE * late.as_secs_f64(),
+        "{excess} too many, {late:?} late"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
