@@ -146,7 +146,10 @@ fn measure(args: &Args, scenario: &Scenario, peer: &Peer, seed: u64) -> Result<F
     };
     let report = load.run().map_err(|error| {
         let logs = ["log", "replica-1/log", "replica-2/log", "replica-3/log"].map(|log| directory.path().join(log));
-        let words: String = logs.into_iter().filter_map(|log| fs::read_to_string(log).ok()).collect();
+        let words: String = logs
+            .into_iter()
+            .filter_map(|log| fs::read_to_string(log).ok())
+            .collect();
         format!("the load: {error}; the peer's last words: {words}")
     })?;
     stub.requests()?;

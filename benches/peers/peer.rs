@@ -184,7 +184,11 @@ pub fn peers(other: Option<&Path>) -> Vec<Peer> {
         },
     ];
     if postgres::is_installed() {
-        let names = ["gateway, PostgreSQL", "2 replicas, PostgreSQL", "3 replicas, PostgreSQL"];
+        let names = [
+            "gateway, PostgreSQL",
+            "2 replicas, PostgreSQL",
+            "3 replicas, PostgreSQL",
+        ];
         peers.extend((1..).zip(names).map(|(count, name)| Peer {
             name,
             kind: Kind::Replicas {

@@ -199,7 +199,12 @@ async fn measure(args: Args) -> Result<Report, Failure> {
         count => (Keys::duplicates(args.seed, count), Outcome::Duplicate),
     };
     let expected = expected(outcome);
-    let cpu = |processes: &[u32]| processes.iter().map(|process| cpu_seconds(*process)).sum::<io::Result<f64>>();
+    let cpu = |processes: &[u32]| {
+        processes
+            .iter()
+            .map(|process| cpu_seconds(*process))
+            .sum::<io::Result<f64>>()
+    };
     let cpu_at = |moment: Instant| {
         let processes = args.processes.clone();
         tokio::spawn(async move {
