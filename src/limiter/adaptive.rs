@@ -119,14 +119,8 @@ impl Adaptive {
         }
     }
 
-    /// Follows what all replicas know, unless it is from before a 429 that this one has met and not reported yet.
+    /// Follows what all replicas know. Not to be called while a 429 is still to be reported that they don't know of.
     pub fn adopt(&mut self, learnt: Learnt, now: Instant) -> Learned {
-        if learnt.epoch < self.epoch.0 {
-            return Learned {
-                rate_changed: false,
-                pause_changed: false,
-            };
-        }
         if learnt.epoch > self.epoch.0 && learnt.pause_until.is_some() {
             // Another replica's 429 counts for the backoff, whoever meets the next one.
             self.in_a_row = self.in_a_row.saturating_add(1);

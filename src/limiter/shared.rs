@@ -4,11 +4,12 @@
 //! leave. SurveyLab counts what the account does, not what a process does.
 //!
 //! The row gives each token a time, by GCRA, on the database's clock: the one clock that all replicas see. A replica leases
-//! tokens in slices of at most [`HORIZON`]'s worth, by demand, each in one statement, so that neither a request pays a round
-//! trip at high rates nor an idle replica holds what a busy one needs. A leased token may be used from its time on and for a
-//! short time after; then it is lost. So how far a window can be exceeded by what replicas hold unsent is known when a token
-//! is leased, and has been kept back from the burst: see [`Terms`]. Nothing is ever given back, as nobody could tell whether
-//! a replica that is silent has used its tokens: a process that dies loses at most what it has leased.
+//! tokens in slices of at most what the rate adds in 100 ms, by demand, each in one statement, so that neither a request
+//! pays a round trip at high rates nor an idle replica holds what a busy one needs. A leased token may be used from its
+//! time on and for a short time after; then it is lost. So how far a window can be exceeded by what replicas hold unsent is
+//! known when a token is leased, and has been kept back from the burst: see [`Terms`]. Nothing is ever given back, as
+//! nobody could tell whether a replica that is silent has used its tokens: a process that dies loses at most what it has
+//! leased.
 //!
 //! Times of the database are mapped to this process's monotonic clock so that an error costs rate and never the invariant: the
 //! database looked at its clock after the statement was sent and before the answer came. From the latter a token's time is
@@ -86,6 +87,8 @@ pub struct Report {
 /// What the row answers. All times count from the database's clock at the answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
+    /// A moment before the statement was sent, and not before a connection that had to be made for it.
+    pub asked: Instant,
     pub granted: u32,
     /// No token may be used before this: what is left of a pause.
     pub start: Duration,
@@ -160,7 +163,7 @@ impl Limiter {
         }
         let wanted = leases.wanted(needed, now);
         if wanted == 0 {
-            leases.rests = true;
+            leases.rest();
             return Turn::Rest;
         }
         if now < not_before {
@@ -188,7 +191,7 @@ impl Limiter {
     }
 
     /// Takes in what the row answered. Returns how many tokens can be used of what it granted.
-    fn receive(&self, ask: &Ask, answer: &Answer, asked: Instant, came: Instant) -> u32 {
+    fn receive(&self, ask: &Ask, answer: &Answer, came: Instant) -> u32 {
         let learnt = Learnt {
             share: answer.share,
             epoch: answer.epoch,
@@ -197,23 +200,20 @@ impl Limiter {
         };
         let (usable, refused, pause) = {
             let mut state = self.lock();
-            let learned = state.adaptive.adopt(learnt, came);
-            let is_old = answer.epoch < state.adaptive.epoch().number();
-            let Source::Leased(leases) = &mut state.source else {
-                return 0;
-            };
+            let State { source, adaptive, .. } = &mut *state;
+            let Source::Leased(leases) = source else { return 0 };
             if ask.report.is_some() && leases.report == ask.report {
                 leases.report = None;
             }
+            if leases.report.is_some() {
+                // The row does not know yet of a 429 that this replica has met meanwhile: these tokens are of the old rate.
+                return 0;
+            }
+            let learned = adaptive.adopt(learnt, came);
             if learned.pause_changed {
                 leases.clear();
             }
-            // The row did not know of a 429 yet that this replica has met meanwhile: its tokens are of the old rate.
-            let usable = if is_old {
-                0
-            } else {
-                leases.receive(ask, answer, asked, came)
-            };
+            let usable = leases.receive(ask, answer, came);
             let refused = if learned.pause_changed {
                 state.hopeless(came)
             } else {
@@ -282,33 +282,29 @@ impl<S: Slices> LeaseTask<S> {
                     () = sleep_until(at) => {}
                     () = self.limiter.shared.lease.notified() => {}
                 },
-                Turn::Ask(ask) => {
-                    let asked = Instant::now();
-                    let answer = self.slices.lease(&ask).await;
-                    match answer {
-                        Ok(answer) => {
-                            retry = RETRY_MIN;
-                            not_before = self.answered(&ask, &answer, asked);
-                        }
-                        Err(error) => {
-                            self.failed(&error);
-                            if self.limiter.lock().closed {
-                                return;
-                            }
-                            not_before = Instant::now() + retry.mul_f64(rand::rng().random_range(0.5..1.0));
-                            retry = (retry * 2).min(RETRY_MAX);
-                        }
+                Turn::Ask(ask) => match self.slices.lease(&ask).await {
+                    Ok(answer) => {
+                        retry = RETRY_MIN;
+                        not_before = self.answered(&ask, &answer);
                     }
-                }
+                    Err(error) => {
+                        self.failed(&error);
+                        if self.limiter.lock().closed {
+                            return;
+                        }
+                        not_before = Instant::now() + retry.mul_f64(rand::rng().random_range(0.5..1.0));
+                        retry = (retry * 2).min(RETRY_MAX);
+                    }
+                },
             }
         }
     }
 
     /// Returns when to ask again at the earliest.
-    fn answered(&mut self, ask: &Ask, answer: &Answer, asked: Instant) -> Instant {
+    fn answered(&mut self, ask: &Ask, answer: &Answer) -> Instant {
         let came = Instant::now();
-        let usable = self.limiter.receive(ask, answer, asked, came);
-        self.worked(answer.granted > 0 && came - asked >= answer.validity, asked, came);
+        let usable = self.limiter.receive(ask, answer, came);
+        self.worked(answer, came);
         self.tell_settings(answer);
         if answer.granted >= ask.wanted && (usable > 0 || ask.wanted == 0) {
             self.lost = 0;
@@ -342,14 +338,16 @@ impl<S: Slices> LeaseTask<S> {
         }
     }
 
-    fn worked(&mut self, is_late: bool, asked: Instant, came: Instant) {
+    fn worked(&mut self, answer: &Answer, came: Instant) {
         if std::mem::replace(&mut self.fails, false) {
             tracing::info!("the shared rate is leased again");
         }
+        let way = came.saturating_duration_since(answer.asked);
+        let is_late = answer.granted > 0 && way >= answer.validity;
         if is_late && self.told_late.is_none_or(|told| came > told + TELL_EVERY) {
             self.told_late = Some(came);
             tracing::warn!(
-                answer_seconds = (came - asked).as_secs_f64(),
+                answer_seconds = way.as_secs_f64(),
                 "the database answers later than leased tokens live: the rate is not used up"
             );
         }

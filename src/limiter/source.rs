@@ -33,7 +33,15 @@ impl Source {
         }
     }
 
-    /// The same for a token that a permit can be given for, whose claim takes so long. Of leased ones only those count that
+    /// The same, going by what others who share the source took lately, too.
+    pub fn likely(&self, n: usize, from: Instant) -> Instant {
+        match self {
+            Self::Local(bucket) => bucket.earliest(n, from),
+            Self::Leased(leases) => leases.likely(n, from),
+        }
+    }
+
+    /// [`earliest`](Self::earliest) for a token that a permit can be given for, whose claim takes so long. Of leased ones only those count that
     /// are here: what the database will say is not known.
     pub fn permit(&self, n: usize, now: Instant, claim_time: Duration) -> Option<Instant> {
         match self {

@@ -38,8 +38,8 @@ pub enum Error {
 
 /// Connects to the first host that takes writes. The client works only while the driver runs.
 ///
-/// The session keeps dates and text as the protocol sends them, bounds its statements, its waits for locks and its silence within a
-/// transaction, and acknowledges no commit that a loss of power could undo.
+/// The session keeps dates and text as the protocol sends them, bounds its statements, its waits for locks and its
+/// silence within a transaction, and acknowledges no commit that a loss of power could undo.
 ///
 /// # Errors
 ///

@@ -1,4 +1,5 @@
-//! A task that keeps this replica's lease, puts the claims of dead replicas in doubt, and hears of claims that have ended.
+//! A task that keeps this replica's lease, puts the claims of dead replicas in doubt, and hears of claims that have
+//! ended.
 
 use std::{sync::Arc, time::Duration};
 
@@ -92,9 +93,17 @@ impl Keeper {
         let mut ticks = interval(REAP.min(every));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-            // Neither may hold up the next heartbeat for long.
-            let kept = timeout(every * 2, self.tick(every)).await;
-            let kept = kept.unwrap_or_else(|_| Err(Error::Unavailable("the database does not answer".into())));
+            // Connecting has bounds of its own: of several hosts the first may hang for longer than a heartbeat should
+            // take.
+            let Some(connected) = stop.run_until_cancelled(self.link.session()).await else {
+                break;
+            };
+            let kept = match connected.map(drop) {
+                Ok(()) => timeout(every * 2, self.tick(every))
+                    .await
+                    .unwrap_or_else(|_| Err(silent())),
+                Err(error) => Err(unavailable(error)),
+            };
             match kept {
                 Ok(()) if self.failed => {
                     self.failed = false;
@@ -221,6 +230,10 @@ impl Keeper {
 
 fn failed(error: tokio_postgres::Error) -> Error {
     Error::Unavailable(describe(&error))
+}
+
+fn silent() -> Error {
+    Error::Unavailable("the database does not answer".into())
 }
 
 fn unavailable(error: crate::postgres::Error) -> Error {

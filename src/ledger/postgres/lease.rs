@@ -8,8 +8,8 @@ use std::{
 use super::id::Id;
 use crate::clock::{Clock, Instant};
 
-/// A moment by both clocks. The monotonic one may stand still while a machine sleeps, the wall clock may be set back: what has
-/// passed is the more of both. A wall clock that was set forward costs a lease, and nothing else.
+/// A moment by both clocks. The monotonic one may stand still while a machine sleeps, the wall clock may be set back:
+/// what has passed is the more of both. A wall clock that was set forward costs a lease, and nothing else.
 #[derive(Clone, Copy)]
 pub(super) struct Moment {
     monotonic: Instant,

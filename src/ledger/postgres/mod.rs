@@ -1,14 +1,15 @@
 //! The ledger of several replicas: one PostgreSQL database that they share.
 //!
-//! Every replica has a few connections: writers, among which the keys are dealt out and whose batches many callers share;
-//! one that looks keys up; one that lists, so that no listing holds up a look-up; one that keeps the replica's lease. All
-//! of them are made again when they are lost. While there is none, what is asked fails after a bounded wait, and nothing is sent.
+//! Every replica has a few connections: writers, among which the keys are dealt out and whose batches many callers
+//! share; one that looks keys up; one that lists, so that no listing holds up a look-up; one that keeps the replica's
+//! lease. All of them are made again when they are lost. While there is none, what is asked fails after a bounded wait,
+//! and nothing is sent.
 //!
-//! A `Pending` key belongs to a replica with a lease, which runs by the database's clock. When it has run out, any other
-//! replica puts the key in doubt. The replica itself stops sending before that, by its own clocks ([`lease`]).
+//! A `Pending` key belongs to a replica with a lease, which runs by the database's clock. When it has run out, any
+//! other replica puts the key in doubt. The replica itself stops sending before that, by its own clocks ([`lease`]).
 //!
-//! The sessions keep prepared statements and settings, so a pooler in between has to pool sessions. A commit is as durable as the
-//! server makes it: behind an asynchronous standby, a failover may lose the last ones.
+//! The sessions keep prepared statements and settings, so a pooler in between has to pool sessions. A commit is as
+//! durable as the server makes it: behind an asynchronous standby, a failover may lose the last ones.
 
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
@@ -165,7 +166,7 @@ impl Postgres {
     async fn wait_for_end(&self, key: Key) -> Result<(), Error> {
         // Before it is asked for, so that nothing is told in between.
         let mut told = self.ended.subscribe();
-        let Some(claim) = self.reader.watch(key.clone()).await? else {
+        let Some(claim) = self.reader.watch(key.clone(), self.lease.last()).await? else {
             return Ok(());
         };
         loop {

@@ -1,5 +1,5 @@
-//! A task that owns one connection and answers what is asked of it, many questions in one round trip. A question is sent
-//! after it came in, so its answer holds every step that was acknowledged before.
+//! A task that owns one connection and answers what is asked of it, many questions in one round trip. A question is
+//! sent after it came in, so its answer holds every step that was acknowledged before.
 
 use std::time::Duration;
 
@@ -26,15 +26,17 @@ const MAX_BATCH: usize = 1_024;
 /// No question takes so long: the server has ended each of its statements before.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Asks to be told of the end of the claim on a key, and tells its number.
-const WATCH: &str = "UPDATE pending SET watched = true WHERE collector_id = $1 AND crk = $2 RETURNING claim";
+/// Asks to be told of the end of the claim that another replica has on a key, and tells its number.
+const WATCH: &str = "UPDATE pending SET watched = true \
+                     WHERE collector_id = $1 AND crk = $2 AND replica <> $3 RETURNING claim";
 
 type Answer<T> = oneshot::Sender<Result<T, Error>>;
 
 /// What can be asked. Each can be asked twice.
 enum Question {
     LookUp(Key, Answer<Standing>),
-    Watch(Key, Answer<Option<Id>>),
+    /// The key, and who asks.
+    Watch(Key, Id, Answer<Option<Id>>),
     List(Query, Answer<Vec<Record>>),
     Probe(Answer<()>),
     Stop,
@@ -46,7 +48,7 @@ impl Question {
         // Who asked may be gone.
         match self {
             Self::LookUp(_, answer) => drop(answer.send(Err(error))),
-            Self::Watch(_, answer) => drop(answer.send(Err(error))),
+            Self::Watch(_, _, answer) => drop(answer.send(Err(error))),
             Self::List(_, answer) => drop(answer.send(Err(error))),
             Self::Probe(answer) => drop(answer.send(Err(error))),
             Self::Stop => {}
@@ -93,9 +95,10 @@ impl Reader {
         self.ask(|answer| Question::LookUp(key, answer)).await
     }
 
-    /// Has the end of the claim on a key told on the channel, and tells the claim's number if there is one.
-    pub(super) async fn watch(&self, key: Key) -> Result<Option<Id>, Error> {
-        self.ask(|answer| Question::Watch(key, answer)).await
+    /// Has the end of the claim that another than `replica` has on a key told on the channel; tells the claim's number
+    /// if there is one.
+    pub(super) async fn watch(&self, key: Key, replica: Id) -> Result<Option<Id>, Error> {
+        self.ask(|answer| Question::Watch(key, replica, answer)).await
     }
 
     pub(super) async fn list(&self, query: Query) -> Result<Vec<Record>, Error> {
@@ -170,7 +173,7 @@ async fn answer(session: &Session<Reading>, questions: &mut Vec<Question>) -> Re
                     .unwrap_or(Err(Error::Unavailable("it was not found".into())));
                 drop(answer.send(standing));
             }
-            (Question::Watch(_, answer), Ok(Found::Claim(claim))) => drop(answer.send(Ok(claim))),
+            (Question::Watch(_, _, answer), Ok(Found::Claim(claim))) => drop(answer.send(Ok(claim))),
             (Question::List(_, answer), Ok(Found::Page(page))) => drop(answer.send(page)),
             (Question::Probe(answer), Ok(_)) => drop(answer.send(Ok(()))),
             (Question::Stop, _) => {}
@@ -195,9 +198,9 @@ enum Found {
 async fn ask(client: &Client, statements: &Reading, question: &Question) -> Result<Found, tokio_postgres::Error> {
     Ok(match question {
         Question::LookUp(..) | Question::Stop => Found::Nothing,
-        Question::Watch(key, _) => {
+        Question::Watch(key, replica, _) => {
             let row = client
-                .query_opt(&statements.watch, &[&key.collector_id(), &key.crk()])
+                .query_opt(&statements.watch, &[&key.collector_id(), &key.crk(), replica])
                 .await?;
             Found::Claim(row.map(|row| row.try_get(0)).transpose()?)
         }

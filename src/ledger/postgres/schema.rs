@@ -4,8 +4,8 @@ use tokio_postgres::{Client, error::SqlState};
 
 use crate::{ledger::Error, postgres::describe};
 
-/// A change of the tables. A published one is never edited, and only adds what versions before it need not know of: they
-/// go on running on it while replicas are replaced one by one.
+/// A change of the tables. A published one is never edited, and only adds what versions before it need not know of:
+/// they go on running on it while replicas are replaced one by one.
 pub(super) struct Migration {
     pub sql: &'static str,
     /// The oldest version that can work with the tables after it. Older ones are refused at their start.
@@ -15,11 +15,12 @@ pub(super) struct Migration {
 /// Applied in order, each once; `schema_version` counts those applied. The numbers of states and reasons are those of
 /// `State` and `Reason::code`.
 ///
-/// A claim is a row of `pending` that lies over the key's row of `invitation`, if there is one. **Its primary key is the
-/// lock of the key: who changes a row of `invitation` holds that key's row of `pending`**, put there by an earlier statement
-/// of the same transaction or by a claim that was committed. So what a statement reads of a key whose row it holds is the
-/// latest there is, at READ COMMITTED, too. A release has nothing to restore, and the big table, whose index pages are what
-/// a key costs, is written once for a claim and its outcome; its dead rows would have the whole index vacuumed.
+/// A claim is a row of `pending` that lies over the key's row of `invitation`, if there is one. **Its primary key is
+/// the lock of the key: who changes a row of `invitation` holds that key's row of `pending`**, put there by an earlier
+/// statement of the same transaction or by a claim that was committed. So what a statement reads of a key whose row it
+/// holds is the latest there is, at READ COMMITTED, too. A release has nothing to restore, and the big table, whose
+/// index pages are what a key costs, is written once for a claim and its outcome; its dead rows would have the whole
+/// index vacuumed.
 ///
 /// Keys are compared byte by byte, whatever the database's collation, as `Key` is: listings go by it.
 pub(super) const MIGRATIONS: &[Migration] = &[Migration {

@@ -1,5 +1,5 @@
-//! What is done to the tables, for many keys at once. Keys come sorted, so that transactions that want the same ones wait
-//! for each other in one direction.
+//! What is done to the tables, for many keys at once. Keys come sorted, so that transactions that want the same ones
+//! wait for each other in one direction.
 
 use std::slice;
 
@@ -20,7 +20,7 @@ use crate::{
 /// The channel on which those who watch a claim are told of its end, by its number.
 macro_rules! channel {
     () => {
-        "surveylab_gateway_settled"
+        "invitation_settled"
     };
 }
 pub(super) const CHANNEL: &str = channel!();
@@ -62,9 +62,9 @@ const CLAIM: &str = concat!(
      ON CONFLICT (collector_id, crk) DO NOTHING"
 );
 
-/// Tells how the keys of `CLAIM` stand, and takes back those of its claims that it should not have made: while it waited for
-/// a key, or between its look and its insert, the key may have been settled. This statement sees that, as now nobody else can
-/// change the key.
+/// Tells how the keys of `CLAIM` stand, and takes back those of its claims that it should not have made: while it
+/// waited for a key, or between its look and its insert, the key may have been settled. This statement sees that, as
+/// now nobody else can change the key.
 const CLAIMED: &str = concat!(
     "WITH asked AS (SELECT * FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS asked (collector_id, crk, n)), \
      taken_back AS (DELETE FROM pending p USING asked, invitation i \
@@ -101,8 +101,8 @@ const SETTLE: &str = concat!(
     tell!(),
 );
 
-/// Puts in doubt the claims of replicas that are there no more. A row of `replica` that a claim names was committed before
-/// the claim, so one that is missing was removed.
+/// Puts in doubt the claims of replicas that are there no more. A row of `replica` that a claim names was committed
+/// before the claim, so one that is missing was removed.
 pub(super) const PUT_IN_DOUBT: &str = concat!(
     "WITH gone AS (DELETE FROM pending p \
      WHERE NOT EXISTS (SELECT FROM replica r WHERE r.id = p.replica) \
@@ -131,7 +131,8 @@ const LOCK: &str = "INSERT INTO pending (collector_id, crk, fingerprint, resend,
                     ON CONFLICT (collector_id, crk) DO NOTHING";
 
 /// What `rules::resolve` does.
-const RESOLVE: &str = "UPDATE invitation i SET state = $4::smallint, created_at = least(i.created_at, $5::bigint), updated_at = $5::bigint, \
+const RESOLVE: &str = "UPDATE invitation i SET state = $4::smallint, created_at = least(i.created_at, $5::bigint), \
+                       updated_at = $5::bigint, \
                        reason = CASE $4::smallint WHEN 2 THEN NULL ELSE i.reason END, \
                        http_status = CASE $4::smallint WHEN 2 THEN NULL ELSE i.http_status END \
                        FROM pending p WHERE p.collector_id = $1 AND p.crk = $2 AND p.claim = $3 \

@@ -1,5 +1,5 @@
-//! A task that owns one connection and does what is asked of it in batches, each batch one transaction and one round trip:
-//! group commit across callers, as in the embedded ledger.
+//! A task that owns one connection and does what is asked of it in batches, each batch one transaction and one round
+//! trip: group commit across callers, as in the embedded ledger.
 
 mod step;
 mod transaction;

@@ -67,7 +67,7 @@ WHERE account = $1
 /// - tokens are granted by GCRA from the end of the pause on.
 ///
 /// Nothing is written if nothing changed. The numeric division is exact where 64 bits would not hold the product.
-const STEP: &str = "
+pub(super) const STEP: &str = "
 WITH seen AS MATERIALIZED (
     SELECT r.*, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now
     FROM account_rate r WHERE r.account = $1 FOR UPDATE
@@ -186,11 +186,12 @@ impl Session {
             };
             let (wanted, horizon) = (i64::from(ask.wanted), micros(ask.horizon));
             let values: [&(dyn ToSql + Sync); 5] = [&key, &wanted, &horizon, &epoch, &pause];
+            let asked = Instant::now();
             let asking = async { Ok(self.client.query_opt(&self.step, &values).await?) };
             match beside(&mut self.driver, asking).await {
                 Ok(row) => {
                     let row = row.ok_or(Error::NoRow)?;
-                    return read(&row).map_err(|error| Error::Database(postgres::describe(&error)));
+                    return read(&row, asked).map_err(|error| Error::Database(postgres::describe(&error)));
                 }
                 Err(Asking::Failed(error)) if is_conflict(&error) && conflicts < CONFLICTS_MAX => conflicts += 1,
                 Err(error) => return Err(error.into()),
@@ -216,12 +217,25 @@ impl Slices for Account {
 
 /// Makes what is not there yet. With `news` it is the first time: the row is kept by these terms from now on, and begins, if it is
 /// new, with what was saved up in so much time.
-async fn prepare(client: &Client, key: &str, terms: Terms, news: Option<Duration>) -> Result<Statement, Asking> {
+pub(super) async fn prepare(
+    client: &Client,
+    key: &str,
+    terms: Terms,
+    news: Option<Duration>,
+) -> Result<Statement, Asking> {
+    // A statement that had to wait for the row is to go on with the row as it is then. At a stricter level it would fail instead.
+    client
+        .batch_execute("SET default_transaction_isolation = 'read committed'")
+        .await?;
     // Who may not create tables may still use one that somebody else has made.
     let is_there: bool = client.query_one(TABLE_IS_THERE, &[]).await?.try_get(0)?;
     if !is_there && let Err(error) = client.batch_execute(TABLE).await {
         // Another replica has made it at the same time.
-        let twins = [SqlState::UNIQUE_VIOLATION, SqlState::DUPLICATE_TABLE];
+        let twins = [
+            SqlState::UNIQUE_VIOLATION,
+            SqlState::DUPLICATE_TABLE,
+            SqlState::DUPLICATE_OBJECT,
+        ];
         if !error.code().is_some_and(|code| twins.contains(code)) {
             return Err(error.into());
         }
@@ -239,7 +253,7 @@ async fn prepare(client: &Client, key: &str, terms: Terms, news: Option<Duration
 }
 
 /// Why a question has no answer.
-enum Asking {
+pub(super) enum Asking {
     Failed(tokio_postgres::Error),
     Ended(Result<(), postgres::Error>),
 }
@@ -278,11 +292,12 @@ fn is_conflict(error: &tokio_postgres::Error) -> bool {
     error.code().is_some_and(|code| conflicts.contains(code))
 }
 
-fn read(row: &Row) -> Result<Answer, tokio_postgres::Error> {
+pub(super) fn read(row: &Row, asked: Instant) -> Result<Answer, tokio_postgres::Error> {
     let number = |index| row.try_get::<_, i64>(index);
     let time = |index| number(index).map(from_micros);
     let next_step: Option<i64> = row.try_get(9)?;
     Ok(Answer {
+        asked,
         granted: u32::try_from(number(0)?).unwrap_or(0),
         start: time(1)?,
         from: i128::from(number(2)?) * 1_000,

@@ -117,7 +117,7 @@ impl Leases {
 
     /// Takes what an answer grants. Returns how many of the tokens can be used, as those of an answer that took too long have
     /// expired.
-    pub fn receive(&mut self, ask: &Ask, answer: &Answer, asked: Instant, came: Instant) -> u32 {
+    pub fn receive(&mut self, ask: &Ask, answer: &Answer, came: Instant) -> u32 {
         self.learn_use(came);
         self.learn_contention(ask, answer, came);
         self.row = Row {
@@ -127,7 +127,7 @@ impl Leases {
         };
         self.expire(came);
         let mut run = Run {
-            asked,
+            asked: answer.asked,
             came,
             start: answer.start,
             from: answer.from,
@@ -138,7 +138,7 @@ impl Leases {
         };
         // Times are counted from the answer's end and expiry from its beginning: if it took longer than tokens live, none
         // of them can ever be used.
-        if came.saturating_duration_since(asked) >= run.validity {
+        if came.saturating_duration_since(answer.asked) >= run.validity {
             return 0;
         }
         run.next = run.first_alive(came);
@@ -191,17 +191,32 @@ impl Leases {
         None
     }
 
-    /// When the `n`th token will be there, if none is taken before `from`: a held one's time, and of further ones what the
-    /// row's state, the rate and the part of it that came to this replica lately let expect.
+    /// When the `n`th token will be there at the earliest, if none is taken before `from`: a held one's time, and of further
+    /// ones what the row's state and the rate allow if no other replica wants any.
     pub fn earliest(&self, n: usize, from: Instant) -> Instant {
+        self.foreseen(n, from, 1.0)
+    }
+
+    /// The same if the part of the rate that comes to this replica stays as it was lately.
+    pub fn likely(&self, n: usize, from: Instant) -> Instant {
+        self.foreseen(n, from, self.ours)
+    }
+
+    fn foreseen(&self, n: usize, from: Instant, part: f64) -> Instant {
         if let Some(at) = self.nth(n, from) {
             return at.max(from);
         }
         let further = n.saturating_sub(self.alive(from)).saturating_sub(1);
-        let pace = self.row.pace.as_secs_f64() / self.ours;
         let ahead = self.row.tat.saturating_duration_since(from).as_secs_f64();
+        let pace = self.row.pace.as_secs_f64() / part;
         let wait = ahead + pace * further as f64 - self.row.tolerance.as_secs_f64();
         from + Duration::try_from_secs_f64(wait.max(0.0)).map_or(YEAR, |wait| wait.min(YEAR))
+    }
+
+    /// Sleeps until there is work, and forgets how many others wanted tokens.
+    pub fn rest(&mut self) {
+        self.rests = true;
+        self.ours = 1.0;
     }
 
     /// Tokens that nobody has used yet, here or in the row, as far as is known.
@@ -238,10 +253,6 @@ impl Leases {
     }
 
     fn foretold(&self, now: Instant) -> usize {
-        // Who has used nothing since the last answer leases nothing ahead: an idle replica holds no token.
-        if self.used == 0 {
-            return 0;
-        }
         (self.use_rate_at(now) * HORIZON.as_secs_f64()) as usize
     }
 

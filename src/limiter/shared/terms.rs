@@ -16,7 +16,7 @@ const SAVED_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// The row gives each token a time from which on it may be used: by GCRA, with room for `capacity` tokens and one more each
 /// `pace`. Its request may leave at any time within `validity` after that. So the requests that leave in a window of W
 /// belong to times in a window of W + validity, of which there are at most `capacity + (W + validity) / pace`. For that never
-/// to exceed `burst + W / period`, the capacity is the burst less what the rate adds in the validity (and in [`JITTER`],
+/// to exceed `burst + W / period`, the capacity is the burst less what the rate adds in the validity (and in 20 ms more,
 /// by which requests may come closer on their way to SurveyLab, as in the bucket of one process).
 ///
 /// Where the burst is too small for that, the pace is slower than the rate instead, with a capacity of one: with

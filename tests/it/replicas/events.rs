@@ -17,11 +17,11 @@ use surveylab_gateway::{
 };
 use tokio::{task::JoinSet, time::sleep};
 
-use super::group::{Group, LEASE, number};
+use super::group::{Group, LEASE, number, options};
 use crate::{
     history::rules,
     support::{
-        Error, Options,
+        Error,
         call::{Client, request},
         gateway::surveylab_with,
         lateness::Lateness,
@@ -32,7 +32,7 @@ use crate::{
 const REPLICAS: usize = 3;
 const CLIENTS: usize = 12;
 const RATE: f64 = 300.0;
-const BURST: f64 = 30.0;
+const BURST: f64 = 60.0;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
@@ -110,7 +110,7 @@ async fn whatever_happens_no_key_is_sent_twice_and_no_result_is_lost() {
     sandbox.add_fault(Fault::half_body().with_probability(0.01, seed));
     sandbox.add_fault(Fault::status(503).with_probability(0.02, seed));
     sandbox.add_fault(Fault::status(400).with_probability(0.02, seed));
-    let options = Options::new()
+    let options = options()
         .flag("--rate", format!("{RATE}/s"))
         .flag("--burst", BURST)
         .flag("--max-in-flight", 16)

@@ -25,6 +25,11 @@ use crate::support::{
 /// After so long a replica that says nothing counts as dead.
 pub const LEASE: Duration = Duration::from_secs(3);
 
+/// Faster than any test needs it, and with a burst that a shared rate can be used up with.
+pub fn options() -> Options {
+    Options::new().flag("--rate", "2000/s").flag("--burst", 500)
+}
+
 /// A number of the environment.
 pub fn number(name: &str, default: u64) -> u64 {
     env::var(name).map_or(default, |text| text.parse().unwrap())

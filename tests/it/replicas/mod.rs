@@ -16,14 +16,14 @@ use tonic::Code;
 use crate::{
     history::rules,
     support::{
-        Error, Options,
+        Error,
         call::{Client, add, added, request, state},
         gateway::surveylab_with,
         lateness::Lateness,
         watch::{add_within, soon, until},
     },
 };
-use group::{Group, LEASE, number};
+use group::{Group, LEASE, number, options};
 
 fn calling(client: &Client, crk: &str) -> JoinHandle<Result<Outcome, Error>> {
     let (client, request) = (client.clone(), request(crk));
@@ -33,7 +33,7 @@ fn calling(client: &Client, crk: &str) -> JoinHandle<Result<Outcome, Error>> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_thrown_at_all_replicas_at_once_is_sent_once() {
     let keys = number("KEYS", 300);
-    let group = Group::of(3, Options::new().flag("--max-in-flight", 64)).await;
+    let group = Group::of(3, options().flag("--max-in-flight", 64)).await;
     let clients = group.clients().await;
     let outcomes: Vec<Vec<Outcome>> = stream::iter(0..keys)
         .map(|key| {
@@ -69,7 +69,7 @@ async fn a_key_thrown_at_all_replicas_at_once_is_sent_once() {
 
 #[tokio::test]
 async fn a_call_whose_twin_is_under_way_elsewhere_hears_its_outcome() {
-    let group = Group::of(2, Options::new()).await;
+    let group = Group::of(2, options()).await;
     let gate = Gate::new();
     group.sandbox.add_fault(Fault::hold(&gate));
     let clients = group.clients().await;
@@ -84,7 +84,11 @@ async fn a_call_whose_twin_is_under_way_elsewhere_hears_its_outcome() {
         async move { add(&client, asking).await.map(|response| response.outcome()) }
     });
     let late = add_within(&clients[1], request("k"), Duration::from_millis(300)).await;
-    assert_eq!(late.unwrap_err().code, Code::DeadlineExceeded);
+    // The client keeps the same time, and may be the first to tell.
+    assert!(matches!(
+        late.unwrap_err().code,
+        Code::DeadlineExceeded | Code::Cancelled
+    ));
     let mut other = request("k");
     other.email = "somebody.else@example.com".into();
     let reused = soon(add(&clients[1], other)).await.unwrap_err();
@@ -100,7 +104,7 @@ async fn a_call_whose_twin_is_under_way_elsewhere_hears_its_outcome() {
 
 #[tokio::test]
 async fn a_twin_that_fails_elsewhere_leaves_the_key_to_who_waits() {
-    let group = Group::of(2, Options::new()).await;
+    let group = Group::of(2, options()).await;
     let gate = Gate::new();
     group.sandbox.add_fault(Fault::status(400).held_by(&gate).times(1));
     let clients = group.clients().await;
@@ -120,7 +124,7 @@ async fn a_twin_that_fails_elsewhere_leaves_the_key_to_who_waits() {
 
 #[tokio::test]
 async fn what_a_dead_replica_had_on_the_wire_is_in_doubt_once_its_lease_is_over() {
-    let mut group = Group::of(2, Options::new()).await;
+    let mut group = Group::of(2, options()).await;
     group.sandbox.add_fault(Fault::hang());
     let clients = group.clients().await;
     let first = calling(&clients[0], "k");
@@ -140,7 +144,7 @@ async fn what_a_dead_replica_had_on_the_wire_is_in_doubt_once_its_lease_is_over(
 
 #[tokio::test]
 async fn a_replica_that_slept_through_its_lease_goes_on_with_a_new_one() {
-    let group = Group::of(2, Options::new()).await;
+    let group = Group::of(2, options()).await;
     let gate = Gate::new();
     group.sandbox.add_fault(Fault::hold(&gate).for_crk("held"));
     let clients = group.clients().await;
@@ -180,7 +184,7 @@ async fn a_replica_that_slept_through_its_lease_goes_on_with_a_new_one() {
 
 #[tokio::test]
 async fn without_the_database_nothing_is_sent_and_all_goes_on_when_it_is_back() {
-    let group = Group::of(2, Options::new()).await;
+    let group = Group::of(2, options()).await;
     let clients = group.clients().await;
     assert_eq!(added(&clients[0], request("before")).await, Outcome::Added);
     group.server.kill();
@@ -209,7 +213,7 @@ async fn replicas_share_one_rate() {
     const RATE: f64 = 100.0;
     const BURST: f64 = 20.0;
     let sandbox = surveylab_with(|config| config.log_requests = usize::MAX).await;
-    let options = Options::new().flag("--rate", "100/s").flag("--burst", 20);
+    let options = options().flag("--rate", "100/s").flag("--burst", 20);
     let group = Group::before(sandbox, 3, options).await;
     let lateness = Lateness::measure();
     let clients = group.clients().await;
@@ -233,7 +237,7 @@ async fn replicas_share_one_rate() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_restart_fails_no_call_of_a_client_that_tries_again() {
-    let mut group = Group::of(3, Options::new().flag("--rate", "2000/s").flag("--burst", 100)).await;
+    let mut group = Group::of(3, options()).await;
     let balancer = group.balancer().await;
     let load = tokio::spawn({
         let balancer = balancer.clone();

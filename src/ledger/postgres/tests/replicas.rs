@@ -46,6 +46,8 @@ async fn of_two_replicas_one_claims_and_the_other_hears_of_the_end() {
     other.release(&key).await.expect("answers");
     assert_eq!(state(&one, "1").await, Some(State::Pending));
 
+    // One's own claim is not waited for.
+    one.settled(&key).await.expect("answers");
     let mut told = other.ended.subscribe();
     let waiting = other.settled(&key);
     let settling = async {
@@ -239,8 +241,8 @@ async fn a_heartbeat_under_way_keeps_its_replica_from_being_taken_for_dead() {
     }
 }
 
-/// All want the same keys at once, in all orders, and settle them. Nobody waits in a circle, and each key has one winner
-/// at a time.
+/// All want the same keys at once, in all orders, and settle them. Nobody waits in a circle, and each key has one
+/// winner at a time.
 #[tokio::test]
 async fn replicas_that_want_the_same_keys_share_them_without_a_deadlock() {
     let database = testing::shared().database();
@@ -286,4 +288,24 @@ async fn replicas_that_want_the_same_keys_share_them_without_a_deadlock() {
     let deadlocks =
         "SELECT pg_stat_force_next_flush(), deadlocks FROM pg_stat_database WHERE datname = current_database()";
     assert_eq!(database.sql(deadlocks), "|0");
+}
+
+#[tokio::test]
+async fn a_host_that_hangs_does_not_keep_a_replica_from_the_next() {
+    let database = testing::shared().database();
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let silent = silent.local_addr().expect("has one");
+    let url = database.url_by(&format!("{silent},127.0.0.1:{}", database.server.port));
+    let options = Options {
+        // A heartbeat should take less time than the first host is given.
+        lease: Duration::from_secs(1),
+        name: "patient".into(),
+    };
+    let ledger = open_by(&format!("{url}?connect_timeout=1"), options)
+        .await
+        .expect("opens");
+    database
+        .sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'surveylab-gateway%'");
+    until("its lease has run out", async || !ledger.may_send()).await;
+    until("it is there again", async || ledger.check().await.is_ok()).await;
 }

@@ -26,8 +26,8 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(15);
 /// How often a batch is tried again that the server undid for the sake of another transaction.
 const RETRIES: u32 = 6;
-/// The server may yet commit a transaction whose connection was lost: the session's timeouts bound each of its steps, and
-/// this their sum, several times over.
+/// The server may yet commit a transaction whose connection was lost: the session's timeouts bound each of its steps,
+/// and this their sum, several times over.
 const DISOWNED_FOR: Duration = Duration::from_secs(300);
 
 /// Why a batch did not succeed.
@@ -57,8 +57,8 @@ impl Failure {
         }
     }
 
-    /// Met by one step, while others may have nothing to do with it: its values, a rule of the tables, a lock that is not
-    /// given free, a damaged page.
+    /// Met by one step, while others may have nothing to do with it: its values, a rule of the tables, a lock that is
+    /// not given free, a damaged page.
     pub(super) fn is_of_one_step(&self) -> bool {
         match self {
             Self::Undone(code, _) => {
@@ -119,8 +119,8 @@ impl Session {
         !self.disowned.is_empty()
     }
 
-    /// Gives each step its outcome, unless it has to be asked again. Tries again by itself where that can be known to do no
-    /// harm.
+    /// Gives each step its outcome, unless it has to be asked again. Tries again by itself where that can be known to
+    /// do no harm.
     pub(super) async fn transact(&mut self, steps: &mut [Step]) -> Result<(), Failure> {
         // Before anything of them is written: claims of a replica that others take for dead would be in doubt at once.
         if self.lease.replica().is_none() {
@@ -187,8 +187,9 @@ impl Session {
         }
         let disowned: Vec<_> = self.disowned.iter().map(|claim| (&claim.key, claim.stamp)).collect();
 
-        // Each of these sends what it has when it is polled first, so that all is under way before the first answer. Claims
-        // come before what ends claims: only claims wait for other transactions, and what those still have to do does not.
+        // Each of these sends what it has when it is polled first, so that all is under way before the first answer.
+        // Claims come before what ends claims: only claims wait for other transactions, and what those still have to do
+        // does not.
         let all = async {
             tokio::join!(
                 biased;
@@ -216,8 +217,8 @@ impl Session {
         else {
             return Err(Failure::Unknown("the database does not answer".into()));
         };
-        // In an order in which an error that undid the transaction comes before those it led to. After an error the COMMIT is
-        // a ROLLBACK, and succeeds.
+        // In an order in which an error that undid the transaction comes before those it led to. After an error the
+        // COMMIT is a ROLLBACK, and succeeds.
         let of_statement = |error| Failure::of_statement(&error);
         begun.and(purged).map_err(of_statement)?;
         let standings = claimed.map_err(of_statement)?;
@@ -262,9 +263,9 @@ impl Session {
         Ok(())
     }
 
-    /// Learns what became of a transaction whose connection was lost. A claim that is there is its caller's. One that is
-    /// not there may still come, as the server may not have noticed: it is disowned. What ends claims names them, so it
-    /// can be done twice.
+    /// Learns what became of a transaction whose connection was lost. A claim that is there is its caller's. One that
+    /// is not there may still come, as the server may not have noticed: it is disowned. What ends claims names them, so
+    /// it can be done twice.
     async fn find_out(&mut self, steps: &mut [Step], stamp: Id, why: String) -> Result<(), Failure> {
         self.link.sever();
         let claims = steps.iter().filter_map(|step| match step {
@@ -312,6 +313,10 @@ impl Session {
         if !is_back {
             return Err(Failure::Refused(why));
         }
-        self.attempt(steps, Id::random()).await
+        let again = self.attempt(steps, Id::random()).await;
+        if again.is_err() {
+            self.link.sever();
+        }
+        again
     }
 }

@@ -102,6 +102,7 @@ impl Row {
         }
         let micros = |time: i64| Duration::from_micros(time.max(0) as u64);
         Answer {
+            asked: Instant::now(),
             granted: granted as u32,
             start: micros(pause),
             from: i128::from(from) * 1_000,
@@ -158,12 +159,20 @@ impl Database {
             database: self.clone(),
             network,
             random: StdRng::seed_from_u64(seed),
+            connects: Duration::ZERO,
             asks: Arc::default(),
         }
     }
 
     pub fn set_up(&self, is_up: bool) {
         self.state.lock().unwrap().1 = is_up;
+    }
+
+    /// Puts a new row in the place of the old one, as after a restore.
+    pub fn make_anew(&self) {
+        let now = self.now();
+        let (row, _) = &mut *self.state.lock().unwrap();
+        *row = Row::new(row.terms, now, Duration::ZERO);
     }
 
     pub fn row(&self) -> Row {
@@ -180,6 +189,8 @@ pub struct Client {
     database: Database,
     network: Network,
     random: StdRng,
+    /// How long the first connection takes.
+    pub connects: Duration,
     /// Statements that arrived.
     pub asks: Arc<Mutex<u32>>,
 }
@@ -193,6 +204,8 @@ impl Client {
 
 impl Slices for Client {
     async fn lease(&mut self, ask: &Ask) -> Result<Answer, Error> {
+        sleep(std::mem::take(&mut self.connects)).await;
+        let asked = Instant::now();
         self.travel().await;
         *self.asks.lock().unwrap() += 1;
         let report = ask.report.map(|report| {
@@ -209,6 +222,7 @@ impl Slices for Client {
         let is_lost = self.network.lost > 0 && self.random.random_range(0..self.network.lost) == 0;
         answer
             .filter(|_| !is_lost)
+            .map(|answer| Answer { asked, ..answer })
             .ok_or_else(|| Error::Database("the model is away".into()))
     }
 }
