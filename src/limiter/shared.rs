@@ -143,7 +143,7 @@ impl Limiter {
         let now = Instant::now();
         let mut state = self.lock();
         let needed = self.needed(&state);
-        let closed = state.closed;
+        let (closed, claim_time) = (state.closed, state.claim_time);
         let Source::Leased(leases) = &mut state.source else {
             return Turn::Closed;
         };
@@ -161,7 +161,7 @@ impl Limiter {
             None if closed => return Turn::Closed,
             None => {}
         }
-        let wanted = leases.wanted(needed, now);
+        let wanted = leases.wanted(needed, now, claim_time);
         if wanted == 0 {
             leases.rest();
             return Turn::Rest;
@@ -181,9 +181,10 @@ impl Limiter {
     /// Wakes the lease task if it rests and more tokens are needed than are held.
     pub(super) fn ask_if_due(&self, state: &mut State, now: Instant) {
         let needed = self.needed(state);
+        let claim_time = state.claim_time;
         if let Source::Leased(leases) = &mut state.source
             && leases.rests
-            && leases.wanted(needed, now) > 0
+            && leases.wanted(needed, now, claim_time) > 0
         {
             leases.rests = false;
             self.shared.lease.notify_one();

@@ -46,7 +46,7 @@ impl Source {
     pub fn permit(&self, n: usize, now: Instant, claim_time: Duration) -> Option<Instant> {
         match self {
             Self::Local(bucket) => Some(bucket.earliest(n, now)),
-            Self::Leased(leases) => leases.nth(n, now + claim_time.min(leases.slack())),
+            Self::Leased(leases) => leases.permit(n, now, claim_time),
         }
     }
 

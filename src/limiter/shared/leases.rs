@@ -231,11 +231,21 @@ impl Leases {
         self.runs.back().map_or(Duration::ZERO, |run| run.validity / 2)
     }
 
+    /// How long a token has to live so that a permit can be given for it.
+    fn claimed_in(&self, claim_time: Duration) -> Duration {
+        claim_time.min(self.slack())
+    }
+
+    /// When the `n`th token can be used for which a permit can be given now.
+    pub fn permit(&self, n: usize, now: Instant, claim_time: Duration) -> Option<Instant> {
+        self.nth(n, now + self.claimed_in(claim_time))
+    }
+
     /// How many tokens to ask for: what those need who could use one at once, and what the recent use foretells, but for what
-    /// is held. None while the latter is enough.
-    pub fn wanted(&self, needed: usize, now: Instant) -> u32 {
+    /// is held and lives as long as a claim takes: others are no use, and give no permits. None while the latter is enough.
+    pub fn wanted(&self, needed: usize, now: Instant, claim_time: Duration) -> u32 {
         let foretold = self.foretold(now);
-        let held = self.alive(now);
+        let held = self.alive(now + self.claimed_in(claim_time));
         if held >= needed + foretold.div_ceil(2) {
             return 0;
         }
