@@ -3,6 +3,7 @@
 //! [`Ledger`] is the contract; its documentation binds every backend, and `conformance` holds each to it.
 
 pub mod memory;
+pub mod moving;
 pub mod postgres;
 pub mod sqlite;
 

@@ -20,6 +20,7 @@ mod import;
 mod kills;
 mod layout;
 mod ledger_tools;
+mod migrate_ledger;
 mod parameters;
 mod pause;
 mod power;

@@ -44,6 +44,7 @@ mod link;
 mod read;
 mod reader;
 mod schema;
+pub mod target;
 #[cfg(test)]
 mod tests;
 mod write;

@@ -68,6 +68,10 @@ pub(super) const MIGRATIONS: &[Migration] = &[Migration {
 /// Held while the tables are changed. Any number that other programs on the same database are unlikely to use.
 const LOCK: i64 = 0x5347_4c57_0001;
 
+/// Stands among the versions while a ledger is moved here and is not complete: it is the latest, and nothing is compatible
+/// with it, so that no gateway starts on what would have it send keys again that it does not know yet.
+pub(super) const UNFINISHED: i32 = i32::MAX;
+
 const VERSION: &str = "SELECT version, compatible_with FROM schema_version ORDER BY version DESC LIMIT 1";
 
 /// Brings the tables up to date.
@@ -141,6 +145,13 @@ impl Version {
         if self.compatible_with <= known {
             return Ok(());
         }
+        if self.number == UNFINISHED {
+            return Err(Error::Unusable(
+                "a ledger is being moved into this database and is not complete: see `surveylab-gateway migrate-ledger` \
+                 through to its end first"
+                    .into(),
+            ));
+        }
         Err(Error::Unusable(format!(
             "the ledger was changed by a later version of the gateway (its schema is {}, the latest known here {known}); run that \
              version or a later one",
@@ -169,7 +180,7 @@ async fn version(client: &Client) -> Result<Option<Version>, Error> {
 }
 
 /// What failed for want of rights, or because the tables are something else's, needs a person; the rest may pass.
-fn refused(what: &str, error: &tokio_postgres::Error) -> Error {
+pub(super) fn refused(what: &str, error: &tokio_postgres::Error) -> Error {
     let text = format!("{what}: {}", describe(error));
     let lasting = [
         SqlState::INSUFFICIENT_PRIVILEGE,

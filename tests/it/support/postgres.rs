@@ -259,8 +259,19 @@ impl Drop for Database<'_> {
     }
 }
 
-/// The newest server's programs.
+/// Can there be one?
+pub fn is_installed() -> bool {
+    find_programs().is_some()
+}
+
 fn programs() -> PathBuf {
+    find_programs().expect(
+        "no PostgreSQL server is installed: apt-get install postgresql (15 or later), or put its initdb on PATH",
+    )
+}
+
+/// The newest server's programs.
+fn find_programs() -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut versions: Vec<_> = versions.map(|entry| entry.path()).collect();
@@ -272,14 +283,11 @@ fn programs() -> PathBuf {
         "/opt/homebrew/opt/postgresql/bin",
     ]
     .map(PathBuf::from);
-    let found = debian.chain(env::split_paths(&path)).chain(others).find(|programs| {
+    debian.chain(env::split_paths(&path)).chain(others).find(|programs| {
         ["initdb", "pg_ctl", "psql"]
             .iter()
             .all(|name| programs.join(name).is_file())
-    });
-    found.expect(
-        "no PostgreSQL server is installed: apt-get install postgresql (15 or later), or put its initdb on PATH",
-    )
+    })
 }
 
 fn version(path: &Path) -> u32 {
