@@ -227,6 +227,12 @@ pub(super) async fn prepare(
     client
         .batch_execute("SET default_transaction_isolation = 'read committed'")
         .await?;
+    // To plan it anew takes tens of milliseconds, as long as leased tokens live. Engines that know no such setting keep theirs.
+    client
+        .batch_execute(
+            "SELECT set_config(name, 'force_generic_plan', false) FROM pg_settings WHERE name = 'plan_cache_mode'",
+        )
+        .await?;
     // Who may not create tables may still use one that somebody else has made.
     let is_there: bool = client.query_one(TABLE_IS_THERE, &[]).await?.try_get(0)?;
     if !is_there && let Err(error) = client.batch_execute(TABLE).await {
