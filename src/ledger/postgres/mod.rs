@@ -6,7 +6,7 @@
 //! and nothing is sent.
 //!
 //! A `Pending` key belongs to a replica with a lease, which runs by the database's clock. When it has run out, any
-//! other replica puts the key in doubt. The replica itself stops sending before that, by its own clocks ([`lease`]).
+//! other replica puts the key in doubt. The replica itself stops sending before that, by its own clocks (`lease`).
 //!
 //! The sessions keep prepared statements and settings, so a pooler in between has to pool sessions. A commit is as
 //! durable as the server makes it: behind an asynchronous standby, a failover may lose the last ones.
