@@ -5,23 +5,20 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
-use surveylab_gateway::{
-    proto::{InvitationState, Outcome},
-    sandbox::Fault,
-};
+use surveylab_gateway::{proto::InvitationState, sandbox::Fault};
 use tokio::{task::JoinSet, time::sleep};
 
 use super::group::{Group, LEASE, number, options};
 use crate::{
-    history::rules,
+    history::{History, Recorder, Wish, received, rules},
+    kills::{load::heard, summary},
     support::{
-        Error,
         call::{Client, request},
         gateway::surveylab_with,
         lateness::Lateness,
@@ -53,14 +50,13 @@ impl Event {
     }
 }
 
-/// What callers heard, by key.
-type Heard = Arc<Mutex<BTreeMap<String, Vec<Result<Outcome, Error>>>>>;
-
 /// What the callers share.
 #[derive(Clone)]
 struct Load {
-    clients: Arc<Mutex<Vec<Client>>>,
-    heard: Heard,
+    /// Each with the book of its process.
+    replicas: Arc<Mutex<Vec<(Client, Recorder)>>>,
+    /// How many keys were ever asked for.
+    keys: Arc<AtomicU64>,
     over: Arc<AtomicBool>,
 }
 
@@ -68,26 +64,21 @@ impl Load {
     /// New keys, and those that somebody else uses at another replica right now.
     async fn call(self, mut random: StdRng) {
         while !self.over.load(Ordering::Relaxed) {
-            let crk = {
-                let mut heard = self.heard.lock().unwrap();
-                let known = heard.len();
-                let number = if known > 0 && random.random_bool(0.5) {
-                    random.random_range(known.saturating_sub(20)..known)
-                } else {
-                    known
-                };
-                let crk = format!("k{number:07}");
-                heard.entry(crk.clone()).or_default();
-                crk
+            let known = self.keys.load(Ordering::Relaxed);
+            let number = if known > 0 && random.random_bool(0.5) {
+                random.random_range(known.saturating_sub(20)..known)
+            } else {
+                self.keys.fetch_add(1, Ordering::Relaxed)
             };
-            let client = {
-                let clients = self.clients.lock().unwrap();
-                clients[random.random_range(0..clients.len())].clone()
+            let request = request(&format!("k{number:07}"));
+            let (client, recorder) = {
+                let replicas = self.replicas.lock().unwrap();
+                replicas[random.random_range(0..replicas.len())].clone()
             };
-            let answer = add_within(&client, request(&crk), LEASE * 2).await;
+            let asked = recorder.ask(&request.crk, &request.email, Wish::Add);
+            let answer = add_within(&client, request, LEASE * 2).await;
             let is_gone = answer.as_ref().is_err_and(|error| error.reason.is_empty());
-            let answer = answer.map(|response| response.outcome());
-            self.heard.lock().unwrap().entry(crk).or_default().push(answer);
+            asked.hears(heard(answer));
             if is_gone {
                 // A replica that is being started again.
                 sleep(Duration::from_millis(50)).await;
@@ -117,9 +108,13 @@ async fn whatever_happens_no_key_is_sent_twice_and_no_result_is_lost() {
         .flag("--upstream-timeout", "2s");
     let mut group = Group::before(sandbox, REPLICAS, options).await;
     let lateness = Lateness::measure();
+    let recorder = Recorder::new(group.sandbox.started());
+    let clients = group.clients().await.into_iter().enumerate();
     let load = Load {
-        clients: Arc::new(Mutex::new(group.clients().await)),
-        heard: Heard::default(),
+        replicas: Arc::new(Mutex::new(
+            clients.map(|(run, client)| (client, recorder.of_run(run))).collect(),
+        )),
+        keys: Arc::default(),
         over: Arc::default(),
     };
     let mut callers = JoinSet::new();
@@ -131,6 +126,9 @@ async fn whatever_happens_no_key_is_sent_twice_and_no_result_is_lost() {
     }
 
     let mut counts: BTreeMap<Event, usize> = BTreeMap::new();
+    // Of each process; those that run have no end yet.
+    let mut ends = vec![Duration::MAX; REPLICAS];
+    let mut runs: Vec<usize> = (0..REPLICAS).collect();
     for _ in 0..events {
         let event = Event::choose(&mut random);
         let index = random.random_range(0..REPLICAS);
@@ -144,7 +142,11 @@ async fn whatever_happens_no_key_is_sent_twice_and_no_result_is_lost() {
         match event {
             Event::ReplicaKilled => {
                 group.kill_and_restart(index).await;
-                load.clients.lock().unwrap()[index] = group.gateways[index].client().await;
+                ends[runs[index]] = recorder.now();
+                runs[index] = ends.len();
+                ends.push(Duration::MAX);
+                let client = group.gateways[index].client().await;
+                load.replicas.lock().unwrap()[index] = (client, recorder.of_run(runs[index]));
             }
             Event::ReplicaStopped => {
                 group.gateways[index].signal("STOP");
@@ -178,48 +180,19 @@ async fn whatever_happens_no_key_is_sent_twice_and_no_result_is_lost() {
     ] {
         states.extend(list(&client, state).await.into_iter().map(|crk| (crk, state)));
     }
-    let mut effects: BTreeMap<String, u32> = BTreeMap::new();
-    for key in group.sandbox.keys() {
-        effects.insert(key.crk.to_string(), key.effects);
-    }
-    let heard = load.heard.lock().unwrap();
-    let mut wrong = Vec::new();
-    for (crk, effects) in &effects {
-        if *effects > 1 {
-            wrong.push(format!("{crk} was sent {effects} times"));
-        }
-    }
-    for (crk, answers) in heard.iter() {
-        let effects = effects.get(crk).copied().unwrap_or_default();
-        let state = states.get(crk);
-        let added = answers
-            .iter()
-            .filter(|answer| matches!(answer, Ok(Outcome::Added)))
-            .count();
-        if answers.iter().any(Result::is_ok) && (state != Some(&InvitationState::Added) || effects != 1) {
-            wrong.push(format!("{crk} was told as added: {state:?}, {effects} effects"));
-        }
-        if added > 1 {
-            wrong.push(format!("{crk} was told as added by {added} calls"));
-        }
-        match state {
-            Some(InvitationState::Added) if effects != 1 => wrong.push(format!("{crk} is added, {effects} effects")),
-            Some(InvitationState::Failed) if effects != 0 => wrong.push(format!("{crk} has failed, {effects} effects")),
-            None if effects != 0 => wrong.push(format!("{crk} is unknown, {effects} effects")),
-            _ => {}
-        }
-    }
+    let history = History {
+        operations: recorder.operations(),
+        requests: received(&group.sandbox, group.sandbox.started()),
+        ends,
+        states,
+    };
+    let wrong = rules::violations(&history);
     let mut arrivals: Vec<Duration> = group.sandbox.requests().iter().map(|request| request.at).collect();
     arrivals.sort();
     let excess = rules::excess(&arrivals, BURST, RATE);
-    let in_doubt = states
-        .values()
-        .filter(|state| **state == InvitationState::InDoubt)
-        .count();
     println!(
-        "{counts:?}: {} keys, {} requests, {in_doubt} in doubt; {excess:.1} over burst + rate·W, tasks {late:?} late at most",
-        heard.len(),
-        arrivals.len()
+        "{counts:?}\n{}\n{excess:.1} over burst + rate·W, tasks {late:?} late at most",
+        summary(&history)
     );
     assert!(wrong.is_empty(), "SEED={seed}: {}", wrong.join("\n"));
     assert!(

@@ -10,7 +10,10 @@ use surveylab_gateway::{
     proto::{InvitationState, Outcome},
     sandbox::{Fault, Gate},
 };
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
 use tonic::Code;
 
 use crate::{
@@ -132,6 +135,7 @@ async fn what_a_dead_replica_had_on_the_wire_is_in_doubt_once_its_lease_is_over(
     let first = calling(&clients[0], "k");
     group.sandbox.wait_for_requests(1).await;
     group.gateways[0].kill();
+    let killed = Instant::now();
     assert!(soon(first).await.unwrap().is_err());
     // Nobody may send meanwhile, and who asks for it waits until it is known that nobody knows.
     let waits = calling(&clients[1], "k");
@@ -140,6 +144,7 @@ async fn what_a_dead_replica_had_on_the_wire_is_in_doubt_once_its_lease_is_over(
         (error.code, error.reason.as_str()),
         (Code::FailedPrecondition, "OUTCOME_IN_DOUBT")
     );
+    println!("known {:?} after the kill, with a lease of {LEASE:?}", killed.elapsed());
     assert_eq!(state(&clients[1], "k").await, Some(InvitationState::InDoubt));
     assert_eq!(group.sandbox.report().requests, 1);
 }
