@@ -127,7 +127,7 @@ heading "fuzzing"
 if [ -n "$long" ]; then
   tests/fuzz.sh 60
 elif cargo +nightly --version >/dev/null 2>&1; then
-  tests/fuzz.sh 30
+  tests/fuzz.sh 15
 else
   skipped+=("fuzzing (tests/fuzz.sh; by itself only where a nightly toolchain is)")
   printf 'SKIPPED: no nightly toolchain; tests/fuzz.sh runs it all the same\n'
