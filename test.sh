@@ -67,6 +67,11 @@ python_works() { have python3 && python3 -c 'import ensurepip, venv' 2>/dev/null
 python_works || apt_install python3 python3-venv || true
 python_works || fail "Python 3 with venv is missing: apt-get install python3 python3-venv"
 
+# The tests start a server of their own, never one that runs.
+postgres_works() { have initdb || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; }
+postgres_works || apt_install postgresql || true
+postgres_works || fail "PostgreSQL's server is missing (for the replicas): apt-get install postgresql"
+
 requirements=tests/python/requirements.txt
 python=$tools/python/bin/python
 # A virtual environment can't be moved, so its place is part of what it was made from.
@@ -122,7 +127,7 @@ heading "fuzzing"
 if [ -n "$long" ]; then
   tests/fuzz.sh 60
 elif cargo +nightly --version >/dev/null 2>&1; then
-  tests/fuzz.sh 30
+  tests/fuzz.sh 15
 else
   skipped+=("fuzzing (tests/fuzz.sh; by itself only where a nightly toolchain is)")
   printf 'SKIPPED: no nightly toolchain; tests/fuzz.sh runs it all the same\n'
@@ -134,7 +139,7 @@ if [ -n "$long" ]; then
   long() {
     local test=$1 kind=--lib
     shift
-    case $test in kills::* | power::* | import::* | bulk::*) kind="--test=it" ;; esac
+    case $test in kills::* | power::* | import::* | replicas::* | bulk::*) kind="--test=it" ;; esac
     printf '\n--- %s %s\n' "$test" "$*"
     env "$@" cargo test --locked --quiet "$kind" -- --exact "$test" --nocapture
   }
@@ -142,6 +147,8 @@ if [ -n "$long" ]; then
   long power::kills::kills_within_the_ledgers_own_operations_lose_nothing_and_send_nothing_twice POWER_KILLS=200
   long power::whatever_a_loss_of_power_leaves_opens_as_a_ledger_that_is_right POWER_IMAGES=4000
   long power::the_gateway_comes_back_after_a_loss_of_power_and_after_another_one POWER_RETURNS=20
+  long replicas::events::whatever_happens_no_key_is_sent_twice_and_no_result_is_lost EVENTS=200
+  long replicas::a_key_thrown_at_all_replicas_at_once_is_sent_once KEYS=10000
   long import::kills::a_list_comes_through_whatever_happens ROWS=200000 EVENTS=10
   long dispatch::tests::interleavings::every_interleaving_keeps_the_contract PROPTEST_CASES=10000
   long ledger::conformance::sqlite::is_linearizable PROPTEST_CASES=300

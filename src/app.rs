@@ -1,8 +1,10 @@
 //! The composition root: binds the ports, builds the parts, runs them, and takes them down in order.
 
-use std::{io, net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
+use std::{future::pending, io, net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
 
-use tokio::{net::TcpListener, select, time::timeout};
+use secrecy::{ExposeSecret as _, SecretString};
+use sha2::{Digest as _, Sha256};
+use tokio::{net::TcpListener, select, task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -11,11 +13,16 @@ use crate::{
     config::{Config, LedgerUrl, Upstream},
     dispatch::{self, Dispatcher},
     grpc::{self, Health, Service},
-    ledger::{self, Ledger, memory::Memory, sqlite::Sqlite},
-    limiter::{self, Limiter},
+    ledger::{
+        self, Ledger,
+        memory::Memory,
+        postgres::{self, Postgres},
+        sqlite::Sqlite,
+    },
+    limiter::{self, Limiter, shared::Account},
     metrics,
     sandbox::{self, Sandbox},
-    surveylab::http::{self, EndpointError, HttpConfig, HttpSurveyLab},
+    surveylab::http::{self, Endpoint, EndpointError, HttpConfig, HttpSurveyLab},
 };
 
 /// For name, TCP and TLS of a new connection to SurveyLab.
@@ -85,7 +92,7 @@ async fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, Er
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
     let args = &config.args;
     let clock = Clock::system();
-    let (ledger, rested) = open_ledger(&config.ledger, &clock)?;
+    let (ledger, rested) = open_ledger(&config, &clock).await?;
     let (sandbox, url, token) = match &config.upstream {
         Upstream::SurveyLab { url, token } => (None, url.clone(), token.clone()),
         Upstream::Sandbox => {
@@ -96,6 +103,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
             (Some(sandbox), url, "sandbox".to_string().into())
         }
     };
+    let account = account(&url, &token);
     let surveylab = HttpSurveyLab::new(HttpConfig {
         url,
         token,
@@ -107,13 +115,24 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     })?;
     // After all that can be wrong with a setting.
     let listeners = Listeners::bind(&config).await?;
-    let (limiter, pacer) = Limiter::new(limiter::Settings {
+    let limits = limiter::Settings {
         rate: args.rate,
         burst: args.burst.get(),
         rested,
         max_in_flight: count(args.max_in_flight),
         max_queue: count(args.max_queue),
-    });
+    };
+    let (limiter, pacer, leases) = match &config.ledger {
+        LedgerUrl::Postgres(settings) => {
+            let row = Account::new((**settings).clone(), &account, &limits);
+            let (limiter, pacer, leases) = Limiter::shared(limits, row);
+            (limiter, pacer, Some(leases))
+        }
+        LedgerUrl::Sqlite(_) | LedgerUrl::Memory => {
+            let (limiter, pacer) = Limiter::new(limits);
+            (limiter, pacer, None)
+        }
+    };
     let dispatcher = Dispatcher::new(
         Arc::new(surveylab),
         ledger.clone(),
@@ -147,6 +166,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     announce(&config, &listeners, sandbox.as_ref());
 
     let mut pacer = tasks.spawn(pacer.run());
+    let mut leases = leases.map(|leases| tasks.spawn(leases.run()));
     tasks.spawn(metrics::upkeep(stop.clone()));
     let limits = grpc::server::Limits {
         max_connections: count(args.max_connections),
@@ -176,6 +196,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     let ended = select! {
         () = shutdown.cancelled() => None,
         _ = &mut pacer => Some(Error::Ended("pacer")),
+        () = ended_if_any(&mut leases) => Some(Error::Ended("lease of the rate")),
         _ = &mut server => Some(Error::Ended("gRPC server")),
         _ = &mut admin => Some(Error::Ended("admin server")),
     };
@@ -220,10 +241,18 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     ended.map_or(Ok(()), Err)
 }
 
+/// The end of a task that not every gateway has.
+async fn ended_if_any(task: &mut Option<JoinHandle<()>>) {
+    match task {
+        Some(task) => drop(task.await),
+        None => pending().await,
+    }
+}
+
 /// The ledger, and for how long no process has sent anything by it: a restart must not bring the account a burst on top of
 /// the one before it.
-fn open_ledger(url: &LedgerUrl, clock: &Clock) -> Result<(Arc<dyn Ledger>, Duration), ledger::Error> {
-    Ok(match url {
+async fn open_ledger(config: &Config, clock: &Clock) -> Result<(Arc<dyn Ledger>, Duration), ledger::Error> {
+    Ok(match &config.ledger {
         LedgerUrl::Sqlite(path) => {
             let opened_at = clock.wall();
             let ledger = Sqlite::open(path, clock)?;
@@ -234,8 +263,33 @@ fn open_ledger(url: &LedgerUrl, clock: &Clock) -> Result<(Arc<dyn Ledger>, Durat
             });
             (Arc::new(ledger), rested)
         }
+        LedgerUrl::Postgres(settings) => {
+            let ledger = {
+                let options = postgres::Options {
+                    lease: config.args.replica_lease,
+                    ..postgres::Options::default()
+                };
+                Postgres::open(settings, clock, options).await?
+            };
+            // The bucket is in the database too, and knows. One that is new there begins empty: nobody knows.
+            (Arc::new(ledger), Duration::ZERO)
+        }
         LedgerUrl::Memory => (Arc::new(Memory::default()), Duration::MAX),
     })
+}
+
+/// A name for SurveyLab's account, the same in all replicas, that tells nothing of it.
+fn account(url: &Endpoint, token: &SecretString) -> String {
+    let mut hash = Sha256::new();
+    for part in [&url.to_string(), token.expose_secret()] {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part.as_bytes());
+    }
+    hash.finalize()
+        .iter()
+        .take(16)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 fn announce(config: &Config, listeners: &Listeners, sandbox: Option<&Sandbox>) {
@@ -247,15 +301,18 @@ fn announce(config: &Config, listeners: &Listeners, sandbox: Option<&Sandbox>) {
             "sandbox: no request reaches SurveyLab, no e-mail is sent"
         );
     }
-    if config.ledger == LedgerUrl::Memory {
+    if let LedgerUrl::Memory = config.ledger {
         tracing::warn!("the ledger is in memory: a restart forgets every key");
     }
-    let least = least_burst(args.rate.period());
+    let least = match &config.ledger {
+        LedgerUrl::Postgres(_) => limiter::shared::least_burst(args.rate).into(),
+        LedgerUrl::Sqlite(_) | LedgerUrl::Memory => least_burst(args.rate.period()),
+    };
     if u128::from(args.burst.get()) < least {
         tracing::warn!(
             burst = args.burst,
             at_least = least,
-            "--burst is less than the rate adds in 4 ms: the rate will not be used up, nor kept to the millisecond"
+            "--burst is too small for the rate, which will not be used up, nor kept to the millisecond"
         );
     }
     let local = |listener: &TcpListener| {

@@ -5,7 +5,7 @@ use std::{env, fmt, fs, net::SocketAddr, num::NonZeroU32, path::PathBuf, str::Fr
 use clap::{Args, builder::BoolishValueParser};
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::{dispatch::OnServerError, rate::Rate, surveylab::http::Endpoint};
+use crate::{dispatch::OnServerError, postgres, rate::Rate, surveylab::http::Endpoint};
 
 /// The ledger where none is named. What only the sandbox has seen must not count as added in SurveyLab, so a sandbox gets
 /// a file of its own.
@@ -68,12 +68,18 @@ pub struct ServeArgs {
     #[arg(long, env = "GATEWAY_RECEIVE_TIMEOUT", value_name = "TIME", default_value = "20s", value_parser = duration)]
     pub receive_timeout: Duration,
 
-    /// Where keys are kept: sqlite:PATH, or memory: for trials (forgets everything when it ends). Where none is named, a
-    /// sandbox uses sqlite:surveylab-gateway-sandbox.db.
+    /// Where keys are kept: sqlite:PATH; postgres://USER@HOST/DATABASE for several replicas, which share the keys and the
+    /// rate; or memory: for trials (forgets everything when it ends). Where none is named, a sandbox uses
+    /// sqlite:surveylab-gateway-sandbox.db.
     ///
     /// [default: sqlite:surveylab-gateway.db]
     #[arg(long, env = "GATEWAY_LEDGER", hide_env_values = true)]
     pub ledger: Option<LedgerUrl>,
+
+    /// With PostgreSQL: after so long without a sign of life a replica counts as dead, and what it had on the wire is in
+    /// doubt.
+    #[arg(long, env = "GATEWAY_REPLICA_LEASE", value_name = "TIME", default_value = "10s", value_parser = lease)]
+    pub replica_lease: Duration,
 
     /// Requests to SurveyLab at most, retries included: 5/s, 120/m, 1000/h.
     #[arg(long, env = "GATEWAY_RATE", default_value = "2/s")]
@@ -142,20 +148,27 @@ pub enum LogFormat {
 }
 
 /// Which ledger to use.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum LedgerUrl {
     Sqlite(PathBuf),
+    Postgres(Box<postgres::Settings>),
     Memory,
 }
 
 impl FromStr for LedgerUrl {
-    type Err = &'static str;
+    type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.split_once(':') {
             Some(("sqlite", path)) if !path.is_empty() => Ok(Self::Sqlite(path.into())),
+            Some(("postgres" | "postgresql", _)) => {
+                let settings = text
+                    .parse()
+                    .map_err(|error: postgres::SettingsError| error.to_string())?;
+                Ok(Self::Postgres(Box::new(settings)))
+            }
             Some(("memory", "")) => Ok(Self::Memory),
-            _ => Err("expected sqlite:PATH or memory:"),
+            _ => Err("expected sqlite:PATH, postgres://USER@HOST/DATABASE or memory:".into()),
         }
     }
 }
@@ -165,6 +178,7 @@ impl LedgerUrl {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Sqlite(_) => "sqlite",
+            Self::Postgres(_) => "postgres",
             Self::Memory => "memory",
         }
     }
@@ -174,6 +188,8 @@ impl fmt::Display for LedgerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
+            // Without the password.
+            Self::Postgres(settings) => settings.fmt(f),
             Self::Memory => f.write_str("memory:"),
         }
     }
@@ -269,6 +285,16 @@ fn duration_or_zero(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Ok(Duration::ZERO),
         _ => duration(text),
+    }
+}
+
+/// A lease is long enough to be renewed in, and short enough to be waited for.
+fn lease(text: &str) -> Result<Duration, String> {
+    let span = duration(text)?;
+    if (Duration::from_secs(2)..=Duration::from_secs(300)).contains(&span) {
+        Ok(span)
+    } else {
+        Err("expected a time from 2s to 5m".into())
     }
 }
 

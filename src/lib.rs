@@ -37,6 +37,7 @@ pub mod invitation;
 pub mod ledger;
 pub mod limiter;
 pub mod metrics;
+pub mod postgres;
 pub mod rate;
 pub mod sandbox;
 pub mod shutdown;

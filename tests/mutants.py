@@ -38,9 +38,9 @@ ALL = [
         [
             (
                 FLIGHT,
-                "        let (count, was_in_doubt) = match self.claim(doubt).await {",
+                "        let (count, was_in_doubt) = match self.claim(doubt, attempts.elsewhere.as_ref()).await {",
                 "        let early = self.core.surveylab.send(&self.request).await;\n"
-                "        let (count, was_in_doubt) = match self.claim(doubt).await {",
+                "        let (count, was_in_doubt) = match self.claim(doubt, attempts.elsewhere.as_ref()).await {",
             ),
             (FLIGHT, "let answer = self.core.surveylab.send(&self.request).await;", "let answer = early;"),
         ],

@@ -36,7 +36,7 @@ def commands(binary):
     """The commands that `--help` lists."""
     text = subprocess.run([binary, "--help"], check=True, capture_output=True, text=True, env={}).stdout
     listed = text.split("\nCommands:\n")[1].split("\n\n")[0]
-    return set(re.findall(r"^  ([a-z]+)", listed, re.M)) - {"help"}
+    return set(re.findall(r"^  ([a-z]+(?:-[a-z]+)*)", listed, re.M)) - {"help"}
 
 
 def main():

@@ -7,6 +7,7 @@ use crate::{
     support::{
         Failure, files,
         load::{Args as Load, Method, Report},
+        process::Process,
         statistics::median,
         stub::Stub,
     },
@@ -131,7 +132,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 fn measure(args: &Args, scenario: &Scenario, peer: &Peer, seed: u64) -> Result<Figure, Failure> {
     let directory = files::scratch("peers-")?;
     let stub = Stub::start(&["--latency", &scenario.latency.to_string()])?;
-    let (process, address) = peer.start(stub.address, directory.path())?;
+    let running = peer.start(stub.address, directory.path())?;
     let load = Load {
         in_flight: scenario.in_flight,
         rate: scenario.rate,
@@ -139,16 +140,22 @@ fn measure(args: &Args, scenario: &Scenario, peer: &Peer, seed: u64) -> Result<F
         seconds: args.seconds,
         seed,
         without_crk: peer.answers_without_crk(),
-        ..Load::new(address, scenario.method, &process)
+        targets: running.addresses.clone(),
+        processes: running.processes.iter().map(Process::id).collect(),
+        ..Load::new(running.addresses[0], scenario.method, &running.processes[0])
     };
     let report = load.run().map_err(|error| {
-        let log = fs::read_to_string(directory.path().join("log")).unwrap_or_default();
-        format!("the load: {error}; the peer's last words: {log}")
+        let logs = ["log", "replica-1/log", "replica-2/log", "replica-3/log"].map(|log| directory.path().join(log));
+        let words: String = logs
+            .into_iter()
+            .filter_map(|log| fs::read_to_string(log).ok())
+            .collect();
+        format!("the load: {error}; the peer's last words: {words}")
     })?;
     stub.requests()?;
     Ok(Figure {
         report,
-        peak_memory: process.peak_memory()?,
+        peak_memory: running.peak_memory()?,
     })
 }
 

@@ -11,6 +11,7 @@ use std::{
 use crate::support::{
     Failure, bare, files,
     gateway::{self, Setup},
+    postgres::{self, Database},
     process::{Process, free_address},
 };
 
@@ -19,11 +20,20 @@ const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers");
 /// All else is told as a ratio to this one's figures of the same round.
 pub const YARDSTICK: &str = "bare reqwest";
 
+/// The same of a rate that is shared. Leased tokens live for what the burst allows, at most 200 ms: a busy machine's database must
+/// answer within that.
+const SHARED_UNLIMITED: [&str; 6] = ["--rate", "1000000/s", "--burst", "1000000", "--max-in-flight", "4096"];
+
 enum Kind {
     /// A binary, and what it is to use as its ledger; `None` for an SQLite file of its own.
     Gateway {
         binary: PathBuf,
         ledger: Option<&'static str>,
+    },
+    /// So many gateways on one PostgreSQL.
+    Replicas {
+        binary: PathBuf,
+        count: usize,
     },
     Bare,
     Python {
@@ -55,7 +65,7 @@ impl Peer {
             Kind::Envoy => !wanted.duplicates && !wanted.stream,
             // It would take hours at its pace, and shows nothing new.
             Kind::Python { .. } => !wanted.latency,
-            Kind::Gateway { .. } => true,
+            Kind::Gateway { .. } | Kind::Replicas { .. } => true,
         }
     }
 
@@ -64,8 +74,8 @@ impl Peer {
         matches!(self.kind, Kind::Envoy)
     }
 
-    pub fn start(&self, surveylab: SocketAddr, directory: &Path) -> Result<(Process, SocketAddr), Failure> {
-        match &self.kind {
+    pub fn start(&self, surveylab: SocketAddr, directory: &Path) -> Result<Running, Failure> {
+        Ok(match &self.kind {
             Kind::Gateway { binary, ledger } => {
                 let setup = Setup {
                     binary: binary.clone(),
@@ -74,18 +84,66 @@ impl Peer {
                     ..Setup::new(surveylab, directory)
                 };
                 let gateway = setup.start()?;
-                Ok((gateway.process, gateway.address))
+                Running::one((gateway.process, gateway.address))
             }
-            Kind::Bare => Ok(bare::start(surveylab)?),
+            Kind::Replicas { binary, count } => {
+                let database = postgres::shared().database();
+                let ledger = database.url();
+                let mut running = Running {
+                    processes: Vec::new(),
+                    addresses: Vec::new(),
+                    _database: Some(database),
+                };
+                for number in 1..=*count {
+                    let directory = directory.join(format!("replica-{number}"));
+                    fs::create_dir(&directory)?;
+                    let setup = Setup {
+                        binary: binary.clone(),
+                        ledger: Some(&ledger),
+                        options: &SHARED_UNLIMITED,
+                        ..Setup::new(surveylab, &directory)
+                    };
+                    let gateway = setup.start()?;
+                    running.processes.push(gateway.process);
+                    running.addresses.push(gateway.address);
+                }
+                running
+            }
+            Kind::Bare => Running::one(bare::start(surveylab)?),
             Kind::Python { group_commit } => {
                 let ledger = directory.join("ledger.db");
                 let group_commit = group_commit.then_some("--group-commit");
-                script("python/peer.py", surveylab, directory, |command| {
+                Running::one(script("python/peer.py", surveylab, directory, |command| {
                     command.arg(ledger).args(group_commit)
-                })
+                })?)
             }
-            Kind::Envoy => script("envoy/peer.py", surveylab, directory, |command| command.arg(directory)),
+            Kind::Envoy => Running::one(script("envoy/peer.py", surveylab, directory, |command| {
+                command.arg(directory)
+            })?),
+        })
+    }
+}
+
+/// A peer's processes, and where to call each. Killed when dropped.
+pub struct Running {
+    pub processes: Vec<Process>,
+    pub addresses: Vec<SocketAddr>,
+    /// Dropped after those that use it.
+    _database: Option<Database<'static>>,
+}
+
+impl Running {
+    fn one((process, address): (Process, SocketAddr)) -> Self {
+        Self {
+            processes: vec![process],
+            addresses: vec![address],
+            _database: None,
         }
+    }
+
+    /// Of all of them, in MiB.
+    pub fn peak_memory(&self) -> io::Result<f64> {
+        self.processes.iter().map(Process::peak_memory).sum()
     }
 }
 
@@ -126,9 +184,25 @@ pub fn peers(other: Option<&Path>) -> Vec<Peer> {
         },
         Peer {
             name: "gateway, memory",
-            kind: gateway(this, Some("memory:")),
+            kind: gateway(PathBuf::clone(&this), Some("memory:")),
         },
     ];
+    if postgres::is_installed() {
+        let names = [
+            "gateway, PostgreSQL",
+            "2 replicas, PostgreSQL",
+            "3 replicas, PostgreSQL",
+        ];
+        peers.extend((1..).zip(names).map(|(count, name)| Peer {
+            name,
+            kind: Kind::Replicas {
+                binary: PathBuf::clone(&this),
+                count,
+            },
+        }));
+    } else {
+        eprintln!("left out: the gateway on PostgreSQL (no server is installed: apt-get install postgresql)");
+    }
     if let Some(other) = other {
         peers.push(Peer {
             name: "other gateway, SQLite",

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use calls::{Caller, Done, Expected, stream, unary};
+use calls::{Caller, Done, Expected, streams, unary};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use surveylab_gateway::proto::{Outcome, invitation_service_client::InvitationServiceClient};
@@ -34,14 +34,15 @@ pub enum Method {
 
 #[derive(Clone, clap::Args)]
 pub struct Args {
-    #[arg(long)]
-    pub target: SocketAddr,
+    /// The replicas of a gateway are several: calls go to them in turn.
+    #[arg(long = "target", required = true)]
+    pub targets: Vec<SocketAddr>,
     #[arg(long)]
     pub method: Method,
     /// Calls in flight; with --rate the most there are.
     #[arg(long)]
     pub in_flight: usize,
-    /// A few, as callers would have; a stream uses the first.
+    /// A few to each target, as callers would have; a stream uses the first.
     #[arg(long, default_value_t = 4)]
     pub connections: usize,
     /// Calls a second, each counted from when it was due; without it as many as can be.
@@ -57,9 +58,9 @@ pub struct Args {
     pub warm_up: f64,
     #[arg(long, default_value_t = 10.0)]
     pub seconds: f64,
-    /// The process whose CPU time is measured.
-    #[arg(long)]
-    pub process: u32,
+    /// The processes whose CPU time is measured.
+    #[arg(long = "process", required = true)]
+    pub processes: Vec<u32>,
     /// Other keys with another seed.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -72,7 +73,7 @@ impl Args {
     /// As many at once as can be, to be changed as needed.
     pub fn new(target: SocketAddr, method: Method, process: &Process) -> Self {
         Self {
-            target,
+            targets: vec![target],
             method,
             in_flight: 64,
             connections: 4,
@@ -81,7 +82,7 @@ impl Args {
             duplicates_of: 0,
             warm_up: 1.0,
             seconds: 10.0,
-            process: process.id(),
+            processes: vec![process.id()],
             seed: 1,
             without_crk: false,
         }
@@ -94,14 +95,18 @@ impl Args {
         let mut command = Command::new(env::current_exe()?);
         command
             .args(["load", "--method", method])
-            .args(["--target", &self.target.to_string()])
             .args(["--in-flight", &self.in_flight.to_string()])
             .args(["--connections", &self.connections.to_string()])
             .args(["--duplicates-of", &self.duplicates_of.to_string()])
             .args(["--warm-up", &self.warm_up.to_string()])
             .args(["--seconds", &self.seconds.to_string()])
-            .args(["--process", &self.process.to_string()])
             .args(["--seed", &self.seed.to_string()]);
+        for target in &self.targets {
+            command.args(["--target", &target.to_string()]);
+        }
+        for process in &self.processes {
+            command.args(["--process", &process.to_string()]);
+        }
         if let Some(rate) = self.rate {
             command.args(["--rate", &rate.to_string()]);
         }
@@ -137,7 +142,7 @@ impl Args {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
     pub per_second: f64,
-    /// CPU seconds of the process under test for 10 000 calls.
+    /// CPU seconds of the processes under test for 10 000 calls.
     pub cpu: f64,
     /// In milliseconds.
     pub p50: f64,
@@ -155,18 +160,20 @@ pub fn run(args: Args) -> Result<(), Failure> {
 }
 
 async fn measure(args: Args) -> Result<Report, Failure> {
-    let endpoint = Endpoint::from_shared(format!("http://{}", args.target))?.tcp_nodelay(true);
     let mut callers = Vec::new();
     match args.method {
         Method::Http => {
-            for _ in 0..args.in_flight {
-                callers.push(Caller::http(args.target).await?);
+            for target in args.targets.iter().cycle().take(args.in_flight) {
+                callers.push(Caller::http(*target).await?);
             }
         }
         Method::Unary | Method::Stream => {
             let mut clients = Vec::new();
             for _ in 0..args.connections {
-                clients.push(InvitationServiceClient::new(endpoint.connect().await?));
+                for target in &args.targets {
+                    let endpoint = Endpoint::from_shared(format!("http://{target}"))?.tcp_nodelay(true);
+                    clients.push(InvitationServiceClient::new(endpoint.connect().await?));
+                }
             }
             let clients = clients.iter().cycle().cloned();
             callers.extend(clients.map(Caller::Grpc).take(args.in_flight.max(256)));
@@ -192,24 +199,32 @@ async fn measure(args: Args) -> Result<Report, Failure> {
         count => (Keys::duplicates(args.seed, count), Outcome::Duplicate),
     };
     let expected = expected(outcome);
-    let process = args.process;
+    let cpu = |processes: &[u32]| {
+        processes
+            .iter()
+            .map(|process| cpu_seconds(*process))
+            .sum::<io::Result<f64>>()
+    };
     let cpu_at = |moment: Instant| {
+        let processes = args.processes.clone();
         tokio::spawn(async move {
             sleep_until(moment.into()).await;
-            cpu_seconds(process)
+            cpu(&processes)
         })
     };
     let (before, after) = (cpu_at(begin), end.map(cpu_at));
     callers.truncate(args.in_flight);
-    let done = match (args.method, callers.first()) {
-        (Method::Stream, Some(Caller::Grpc(client))) => {
-            stream(client.clone(), keys, expected, args.in_flight, end).await?
+    let done = match args.method {
+        // One to each target.
+        Method::Stream => {
+            callers.truncate(args.targets.len());
+            streams(callers, keys, expected, args.in_flight, end).await?
         }
-        _ => unary(callers, keys, expected, args.rate, end).await?,
+        Method::Unary | Method::Http => unary(callers, keys, expected, args.rate, end).await?,
     };
     let after = match after {
         Some(after) => after.await??,
-        None => cpu_seconds(process)?,
+        None => cpu(&args.processes)?,
     };
     Ok(report(
         &done,

@@ -1,5 +1,5 @@
 //! What the benchmarks share: a SurveyLab as cheap as can be, a load that checks every answer, how the gateway is started,
-//! and ledgers that have grown.
+//! ledgers that have grown, and the tests' PostgreSQL.
 
 #![allow(dead_code, reason = "no benchmark uses all of it")]
 
@@ -14,6 +14,8 @@ pub mod gateway;
 pub mod keys;
 pub mod ledgers;
 pub mod load;
+#[path = "../../tests/it/support/postgres.rs"]
+pub mod postgres;
 pub mod process;
 pub mod statistics;
 pub mod stub;

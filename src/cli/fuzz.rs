@@ -33,7 +33,11 @@ pub fn settings(data: &[u8]) {
             }
             Command::Add(args) => assert!(args.custom.iter().all(|(number, _)| (1..=8).contains(number))),
             Command::Import(args) => assert!(!args.patience.is_zero() && args.patience <= LONGEST),
-            Command::Invitations(_) | Command::Ledger(_) | Command::Status(_) | Command::Healthcheck(_) => {}
+            Command::Invitations(_)
+            | Command::Ledger(_)
+            | Command::MigrateLedger(_)
+            | Command::Status(_)
+            | Command::Healthcheck(_) => {}
         },
         Err(error) => {
             let subcommand = arguments.first().and_then(|first| first.to_str());
@@ -84,7 +88,8 @@ fn serve(mut args: ServeArgs) {
     match Config::try_from(args.clone()) {
         Ok(config) => {
             assert_eq!(matches!(config.upstream, Upstream::Sandbox), sandbox);
-            assert_eq!(args.ledger.unwrap_or(config.ledger.clone()), config.ledger);
+            let ledger = args.ledger.unwrap_or(config.ledger.clone());
+            assert_eq!(ledger.to_string(), config.ledger.to_string());
         }
         Err(_) => assert!(!sandbox, "a sandbox needs no token"),
     }
@@ -108,8 +113,10 @@ pub fn setting(data: &[u8]) {
         assert!(!time.is_zero() && time <= LONGEST);
         assert_eq!(duration(&humantime::format_duration(time).to_string()), Ok(time));
     }
-    if let Ok(ledger) = text.parse::<LedgerUrl>() {
-        assert_eq!(ledger.to_string(), text);
+    match text.parse() {
+        // Its own tests hold that to showing no password.
+        Ok(LedgerUrl::Postgres(_)) | Err(_) => {}
+        Ok(ledger) => assert_eq!(ledger.to_string(), text),
     }
     if let Ok(endpoint) = text.parse::<Endpoint>() {
         let written = endpoint.to_string();

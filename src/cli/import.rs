@@ -15,13 +15,14 @@ use tokio::{sync::mpsc, task::spawn_blocking};
 use super::{
     Exit,
     client::ClientArgs,
+    figures::{grouped, rate, time_left},
     new_file::{Existing, NewFile},
     output::{complain, fail, say},
 };
 use crate::{config::duration, proto::GetStatusRequest, shutdown};
 
 use list::{Checked, Field, Format, List, Mapping, Row, Rows, Source};
-use progress::{Looking, Progress, Watch, grouped, rate, time_left};
+use progress::{Looking, Progress, Watch};
 use results::{Again, Earlier, Outcome, Results};
 use send::{Ended, Entry, Item, Purpose, Sending, Setup};
 use tally::Tally;

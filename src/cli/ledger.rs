@@ -51,6 +51,10 @@ enum Error {
     Copy(maintenance::Error),
     #[error("--ledger: memory: is in no file; give sqlite:PATH")]
     Memory,
+    #[error(
+        "--ledger: this command reads SQLite files; PostgreSQL has tools of its own for that: see docs/replicas.md"
+    )]
+    Postgres,
     #[error("{0} belongs to a ledger: give another FILE")]
     OfALedger(String),
     #[error(transparent)]
@@ -72,7 +76,9 @@ impl Error {
     fn exit(&self) -> Exit {
         match self {
             Self::Ledger(maintenance::Error::Damaged(_)) => Exit::Refused,
-            Self::Ledger(maintenance::Error::Unusable(_)) | Self::Memory | Self::OfALedger(_) => Exit::Usage,
+            Self::Ledger(maintenance::Error::Unusable(_)) | Self::Memory | Self::Postgres | Self::OfALedger(_) => {
+                Exit::Usage
+            }
             Self::NewFile(error) if error.is_of_the_path() => Exit::Usage,
             Self::Ledger(_) | Self::Copy(_) | Self::NewFile(_) | Self::Output(_) => Exit::TryAgain,
         }
@@ -83,6 +89,7 @@ impl Error {
 pub fn run(args: LedgerArgs) -> Exit {
     let path = match args.ledger {
         LedgerUrl::Sqlite(path) => Ok(path),
+        LedgerUrl::Postgres(_) => Err(Error::Postgres),
         LedgerUrl::Memory => Err(Error::Memory),
     };
     let opened = path.and_then(|path| Ok((Snapshot::open(&path)?, path)));

@@ -7,12 +7,14 @@ use crate::config::ServeArgs;
 pub mod add;
 mod client;
 mod exit;
+mod figures;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 pub mod healthcheck;
 pub mod import;
 pub mod invitations;
 pub mod ledger;
+pub mod migrate_ledger;
 mod new_file;
 pub mod output;
 pub mod runtime;
@@ -39,6 +41,7 @@ pub enum Command {
     #[command(subcommand)]
     Invitations(invitations::InvitationsCommand),
     Ledger(ledger::LedgerArgs),
+    MigrateLedger(migrate_ledger::MigrateLedgerArgs),
     Status(status::StatusArgs),
     Healthcheck(healthcheck::HealthcheckArgs),
 }

@@ -44,7 +44,11 @@ pub fn line(error: &Error, command: &Command, subcommand: Option<&str>) -> Optio
         .trim_start_matches("--");
     let arg = subcommand
         .and_then(|subcommand| command.find_subcommand(subcommand))
-        .and_then(|command| command.get_arguments().find(|arg| arg.get_long() == Some(name)));
+        .and_then(|command| {
+            command
+                .get_arguments()
+                .find(|arg| arg.get_long() == Some(name) || (arg.is_positional() && arg.to_string() == *flag))
+        });
     let Some(arg) = arg else { return Some(line) };
     if arg.is_hide_env_values_set() {
         // The value may hold a password.
@@ -57,12 +61,18 @@ pub fn line(error: &Error, command: &Command, subcommand: Option<&str>) -> Optio
     Some(line)
 }
 
-/// The name in `name=value`: behind `--` a flag is an argument like any other, and its value may hold a password.
+/// The name in `name=value`: behind `--` a flag is an argument like any other, and its value may hold a password. Of a URL
+/// the scheme, as it may hold one, too.
 fn name_in_front(error: &Error, kind: ContextKind) -> Option<String> {
     let Some(ContextValue::String(argument)) = error.get(kind) else {
         return None;
     };
-    let (name, _) = argument.split_once('=')?;
+    let (name, _) = argument.split_once('=').unwrap_or((argument, ""));
+    let name = match name.split_once("://") {
+        Some((scheme, _)) => format!("{scheme}://…"),
+        None if name.len() == argument.len() => return None,
+        None => name.into(),
+    };
     Some(name.escape_debug().to_string())
 }
 
@@ -83,6 +93,18 @@ mod tests {
             (
                 &["sandbox", "--", "--ledger=postgres://user:s3cret@host/db"],
                 "unexpected argument '--ledger' found",
+            ),
+            (
+                &["serve", "postgres://user:s3cret@host/db?sslmode=require"],
+                "unexpected argument 'postgres://…' found",
+            ),
+            (
+                &["migrate-ledger", "sqlite:a.db", "postgres:user:s3cret@host"],
+                "invalid value for '<POSTGRES>': the URL does not begin with postgres:// (in the environment: GATEWAY_LEDGER)",
+            ),
+            (
+                &["migrate-ledger", "postgres://user:s3cret@host/db", "sqlite:a.db"],
+                "invalid value for '<SQLITE>': expected sqlite:PATH",
             ),
         ] {
             let error = Cli::try_parse_from([&["surveylab-gateway"], arguments].concat()).unwrap_err();

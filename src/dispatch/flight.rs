@@ -16,14 +16,14 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Added, Answer, Core, Outcome,
     in_flight::{Landing, Progress, Terms},
-    known, ledger_unavailable, retry, reused,
+    is_of_another, known, ledger_unavailable, retry, reused,
     verdict::{Again, LATER, Verdict},
 };
 use crate::{
     clock::Timestamp,
     fail_point::{self, Place},
     invitation::{Failure, Reason, Sent},
-    ledger::{self, Claim, Claimed, Doubt, LastError, Settlement, State},
+    ledger::{self, Claim, Claimed, Doubt, LastError, Record, Settlement, State},
     limiter::{Permit, Refused},
     metrics,
     surveylab::{self, Request},
@@ -36,6 +36,8 @@ pub struct Trip {
     request: Arc<Request>,
     /// For the first attempt, where it was there without waiting.
     permit: Option<Permit>,
+    /// A claim that may be another process's: its outcome is waited for first.
+    elsewhere: Option<Record>,
 }
 
 /// A trip that is polled by its leader. Dropped before its end, it goes on in a task of its own, unless nobody wants it.
@@ -77,6 +79,8 @@ struct Attempts {
     made: u32,
     sent: Sent,
     last: Option<Failure>,
+    /// Another process's claim that was waited for.
+    elsewhere: Option<Record>,
 }
 
 enum Attempt {
@@ -85,8 +89,25 @@ enum Attempt {
     TooLate,
     /// SurveyLab did not process it; it may be tried again.
     Again(Again),
+    /// Another process is under way with the key.
+    Elsewhere(Record),
     /// The callers were told that the outcome could not be recorded; by now it is.
     Announced,
+}
+
+/// A claim that was made.
+struct Ours {
+    /// Which request of its key this is.
+    count: u32,
+    was_in_doubt: bool,
+}
+
+/// Why a claim was not made.
+enum NotOurs {
+    /// What those who wait are told.
+    Known(Answer),
+    /// Another process has the key claimed.
+    Elsewhere(Record),
 }
 
 /// How a claim ends.
@@ -96,12 +117,19 @@ enum End {
 }
 
 impl Trip {
-    pub fn new(core: Arc<Core>, landing: Landing, request: Arc<Request>, permit: Option<Permit>) -> Self {
+    pub fn new(
+        core: Arc<Core>,
+        landing: Landing,
+        request: Arc<Request>,
+        permit: Option<Permit>,
+        elsewhere: Option<Record>,
+    ) -> Self {
         Self {
             core,
             landing,
             request,
             permit,
+            elsewhere,
         }
     }
 
@@ -122,11 +150,11 @@ impl Trip {
     /// Goes until the flight has landed, and its outcome is recorded.
     async fn run(mut self) {
         let cut_off = self.core.cut_off.clone();
-        let permit = self.permit.take();
+        let (permit, elsewhere) = (self.permit.take(), self.elsewhere.take());
         let answer = select! {
             biased;
             () = cut_off.cancelled() => Some(self.cut_off()),
-            answer = self.answer_or_doubt(permit) => answer,
+            answer = self.answer_or_doubt(permit, elsewhere) => answer,
         };
         if let Some(answer) = answer {
             self.landing.land(answer);
@@ -147,8 +175,8 @@ impl Trip {
         Err(Failure::new(Reason::ShuttingDown, sent).retry_after(LATER))
     }
 
-    async fn answer_or_doubt(&self, permit: Option<Permit>) -> Option<Answer> {
-        match AssertUnwindSafe(self.answer(permit)).catch_unwind().await {
+    async fn answer_or_doubt(&self, permit: Option<Permit>, elsewhere: Option<Record>) -> Option<Answer> {
+        match AssertUnwindSafe(self.answer(permit, elsewhere)).catch_unwind().await {
             Ok(answer) => answer,
             Err(_) => self.panicked().await,
         }
@@ -176,12 +204,18 @@ impl Trip {
     }
 
     /// `None` if nobody waits for an answer any more, or all have been told one.
-    async fn answer(&self, mut ready: Option<Permit>) -> Option<Answer> {
+    async fn answer(&self, mut ready: Option<Permit>, elsewhere: Option<Record>) -> Option<Answer> {
         let mut attempts = Attempts {
             made: 0,
             sent: Sent::No,
             last: None,
+            elsewhere,
         };
+        if attempts.elsewhere.is_some()
+            && let Some(failure) = self.wait_for_another(&attempts).await?
+        {
+            return Some(Err(failure));
+        }
         loop {
             let permit = match ready.take() {
                 Some(permit) => permit,
@@ -196,6 +230,20 @@ impl Trip {
                 Attempt::Announced => return None,
                 Attempt::TooLate => Again::AfterPause,
                 Attempt::Again(again) => again,
+                Attempt::Elsewhere(record) => {
+                    attempts.elsewhere = Some(record);
+                    if !self
+                        .core
+                        .in_flight
+                        .uncommit(&self.landing.flight, attempts.last.clone())
+                    {
+                        return None;
+                    }
+                    match self.wait_for_another(&attempts).await? {
+                        Some(failure) => return Some(Err(failure)),
+                        None => continue,
+                    }
+                }
             };
             if let Some(failure) = self.wait_again(again, &attempts).await? {
                 return Some(Err(failure));
@@ -234,19 +282,31 @@ impl Trip {
     /// Claims, sends, settles.
     async fn attempt(&self, mut permit: Permit, doubt: Doubt, attempts: &mut Attempts) -> Attempt {
         fail_point::reached(Place::BeforeClaim);
-        let (count, was_in_doubt) = match self.claim(doubt).await {
-            Ok(claimed) => claimed,
+        let (count, was_in_doubt) = match self.claim(doubt, attempts.elsewhere.as_ref()).await {
+            Ok(Ours { count, was_in_doubt }) => (count, was_in_doubt),
+            Err(NotOurs::Elsewhere(record)) => return Attempt::Elsewhere(record),
             // After an attempt, its failure says more, and that its outcome is recorded.
-            Err(Err(failure)) if failure.reason == Reason::LedgerUnavailable => {
+            Err(NotOurs::Known(Err(failure))) if failure.reason == Reason::LedgerUnavailable => {
                 return Attempt::Answered(Err(attempts.last.take().unwrap_or(failure)));
             }
-            Err(answer) => return Attempt::Answered(answer),
+            Err(NotOurs::Known(answer)) => return Attempt::Answered(answer),
         };
         fail_point::reached(Place::AfterClaim);
         if permit.token().await.is_err() {
             drop(permit);
             return match self.end(End::Release, attempts.sent).await {
                 Recorded::Quietly => Attempt::TooLate,
+                Recorded::Late => Attempt::Announced,
+            };
+        }
+        if !self.core.ledger.may_send() {
+            // Others may take this process for dead, and its claims be in doubt: nothing goes out under them.
+            drop(permit);
+            return match self.end(End::Release, attempts.sent).await {
+                Recorded::Quietly => {
+                    let failure = Failure::new(Reason::LedgerUnavailable, attempts.sent).retry_after(LATER);
+                    Attempt::Answered(Err(attempts.last.take().unwrap_or(failure)))
+                }
                 Recorded::Late => Attempt::Announced,
             };
         }
@@ -301,9 +361,8 @@ impl Trip {
         }
     }
 
-    /// Makes the claim: which request of its key this is, and whether the key was in doubt. Otherwise the answer for those
-    /// who wait.
-    async fn claim(&self, mut doubt: Doubt) -> Result<(u32, bool), Answer> {
+    /// Makes the claim, or says why the key can't be had. `seen` is a claim of another process that was waited for.
+    async fn claim(&self, mut doubt: Doubt, seen: Option<&Record>) -> Result<Ours, NotOurs> {
         let flight = &self.landing.flight;
         loop {
             let claim = Claim {
@@ -315,7 +374,10 @@ impl Trip {
             match self.core.ledger.claim(claim).await {
                 Ok(Claimed::Yes { attempts, was_in_doubt }) => {
                     self.core.in_flight.claimed(flight);
-                    return Ok((attempts, was_in_doubt));
+                    return Ok(Ours {
+                        count: attempts,
+                        was_in_doubt,
+                    });
                 }
                 Ok(Claimed::No(record)) => {
                     let wanted = self.core.in_flight.doubt(flight);
@@ -325,12 +387,16 @@ impl Trip {
                         continue;
                     }
                     self.core.new_lately.store(false, Ordering::Relaxed);
+                    if is_of_another(&record, flight.fingerprint, seen) {
+                        return Err(NotOurs::Elsewhere(record));
+                    }
                     let answer = known(Some(&record), flight.fingerprint, doubt);
-                    return Err(answer.unwrap_or_else(|| Err(reused())));
+                    return Err(NotOurs::Known(answer.unwrap_or_else(|| Err(reused()))));
                 }
                 Err(error) => {
                     let answer = self.known_without_a_claim(doubt).await;
-                    return Err(answer.unwrap_or_else(|| Err(ledger_unavailable(&error, Sent::No))));
+                    let answer = answer.unwrap_or_else(|| Err(ledger_unavailable(&error, Sent::No)));
+                    return Err(NotOurs::Known(answer));
                 }
             }
         }
@@ -371,6 +437,20 @@ impl Trip {
             () = flight.abandoned.cancelled() => None,
             () = self.core.closing.cancelled() => Some(Some(attempts.refused(Refused::ShuttingDown))),
             () = sleep(wait) => Some(None),
+        }
+    }
+
+    /// Waits until another process is through with the key. `Some(Some(_))` if there is no time for it, `None` if nobody waits
+    /// any more.
+    async fn wait_for_another(&self, attempts: &Attempts) -> Option<Option<Failure>> {
+        let flight = &self.landing.flight;
+        select! {
+            biased;
+            () = flight.abandoned.cancelled() => None,
+            () = self.core.closing.cancelled() => Some(Some(attempts.refused(Refused::ShuttingDown))),
+            settled = self.core.ledger.settled(&flight.key) => {
+                Some(settled.err().map(|error| ledger_unavailable(&error, attempts.sent)))
+            }
         }
     }
 

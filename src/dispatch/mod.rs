@@ -196,6 +196,8 @@ impl Dispatcher {
                 // when the key is off the wire again was lost.
                 Some(record) if record.state == State::Pending && claimed.as_ref() != Some(&record) => {
                     claimed = Some(record);
+                    let settled = within(call.deadline, self.core.ledger.settled(&invitation.key)).await?;
+                    settled.map_err(|error| ledger_unavailable(&error, Sent::No))?;
                 }
                 record => {
                     let answer = known(record.as_ref(), invitation.fingerprint, call.doubt);
@@ -280,6 +282,7 @@ impl Dispatcher {
         let in_time = call.until.is_none_or(|until| self.core.clock.now() <= until);
         let claims = in_time && self.core.new_lately.load(Ordering::Relaxed);
         let permit = if claims { self.core.limiter.try_acquire() } else { None };
+        let mut elsewhere = None;
         if permit.is_none() {
             let looked_up = match within(call.deadline, self.core.ledger.look_up(&landing.flight.key)).await {
                 Ok(looked_up) => looked_up,
@@ -287,10 +290,16 @@ impl Dispatcher {
             };
             let doubt = self.core.in_flight.doubt(&landing.flight);
             let answer = match looked_up {
+                Ok(Some(record)) if is_of_another(&record, landing.flight.fingerprint, None) => {
+                    elsewhere = Some(record);
+                    None
+                }
                 Ok(record) => known(record.as_ref(), landing.flight.fingerprint, doubt),
                 Err(error) => Some(Err(ledger_unavailable(&error, Sent::No))),
             };
-            self.core.new_lately.store(answer.is_none(), Ordering::Relaxed);
+            self.core
+                .new_lately
+                .store(answer.is_none() && elsewhere.is_none(), Ordering::Relaxed);
             if let Some(answer) = answer {
                 landing.land(answer.clone());
                 return Some(answer);
@@ -298,7 +307,7 @@ impl Dispatcher {
             landing.looked_up();
         }
         let flight = landing.flight.clone();
-        let mut trip = Trip::new(self.core.clone(), landing, call.request.clone(), permit).under_way();
+        let mut trip = Trip::new(self.core.clone(), landing, call.request.clone(), permit, elsewhere).under_way();
         // Dropped before the trip, so that one which nobody wants gets no task of its own.
         let seat = seat;
         {
@@ -356,6 +365,12 @@ impl Dispatcher {
 
 /// tokio's timers are exact to a millisecond.
 const TIMER_GRAIN: Duration = Duration::from_millis(1);
+
+/// May this be a claim of another process, whose outcome is to be waited for? One that was waited for, and is still the same
+/// one, is this process's own: its outcome was lost on the way to the ledger.
+fn is_of_another(record: &Record, fingerprint: Fingerprint, seen: Option<&Record>) -> bool {
+    record.state == State::Pending && record.fingerprint == fingerprint && seen != Some(record)
+}
 
 /// What the ledger's record of a key says to a call, or `None` if the key is free to be sent.
 fn known(record: Option<&Record>, fingerprint: Fingerprint, doubt: Doubt) -> Option<Answer> {

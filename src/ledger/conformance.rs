@@ -2,8 +2,11 @@
 
 use tempfile::TempDir;
 
-use super::{memory::Memory, sqlite::Sqlite, *};
-use crate::clock::Clock;
+use super::{memory::Memory, postgres::Postgres, sqlite::Sqlite, *};
+use crate::{
+    clock::Clock,
+    postgres::testing::{self, Database},
+};
 
 mod listing;
 mod model;
@@ -22,12 +25,13 @@ trait Backend: Sized {
     /// It remembers anything after a crash.
     const DURABLE: bool;
 
-    fn start() -> Self;
+    async fn start() -> Self;
     fn ledger(&self) -> &Self::Ledger;
     /// From now on a claim of the crk `SPOILED` fails, with the batch it is in. False if nothing can fail here.
     fn spoil(&self) -> bool;
-    /// The process dies, without closing the ledger, and another one opens it at `REOPENED_AT`.
-    fn crash(self) -> Self;
+    /// The process dies, without closing the ledger, and another one opens it at `REOPENED_AT`, when nobody takes the first
+    /// for alive any more.
+    async fn crash(self) -> Self;
 }
 
 const SPOILED: &str = "spoiled";
@@ -38,7 +42,7 @@ impl Backend for InMemory {
     type Ledger = Memory;
     const DURABLE: bool = false;
 
-    fn start() -> Self {
+    async fn start() -> Self {
         Self(Memory::new())
     }
 
@@ -50,7 +54,7 @@ impl Backend for InMemory {
         false
     }
 
-    fn crash(self) -> Self {
+    async fn crash(self) -> Self {
         self
     }
 }
@@ -72,7 +76,7 @@ impl Backend for InSqlite {
     type Ledger = Sqlite;
     const DURABLE: bool = true;
 
-    fn start() -> Self {
+    async fn start() -> Self {
         Self::open(TempDir::new().expect("a directory"))
     }
 
@@ -90,9 +94,65 @@ impl Backend for InSqlite {
         true
     }
 
-    fn crash(self) -> Self {
+    async fn crash(self) -> Self {
         drop(self.ledger);
         Self::open(self.directory)
+    }
+}
+
+struct InPostgres {
+    ledger: Postgres,
+    database: Database<'static>,
+}
+
+impl InPostgres {
+    async fn open(database: Database<'static>) -> Self {
+        let clock = Clock::with_wall(|| REOPENED_AT.into());
+        let settings = database.socket_url().parse().expect("is one");
+        let ledger = Postgres::open(&settings, &clock, Default::default()).await;
+        Self {
+            ledger: ledger.expect("opens"),
+            database,
+        }
+    }
+}
+
+impl Backend for InPostgres {
+    type Ledger = Postgres;
+    const DURABLE: bool = true;
+
+    async fn start() -> Self {
+        Self::open(testing::shared().database()).await
+    }
+
+    fn ledger(&self) -> &Postgres {
+        &self.ledger
+    }
+
+    fn spoil(&self) -> bool {
+        self.database.sql(&format!(
+            "CREATE FUNCTION spoil() RETURNS trigger LANGUAGE plpgsql AS              $$BEGIN RAISE EXCEPTION 'as the test wants it'; END$$; \
+             CREATE TRIGGER spoil BEFORE INSERT ON pending FOR EACH ROW WHEN (NEW.crk = '{SPOILED}') EXECUTE FUNCTION spoil()"
+        ));
+        true
+    }
+
+    async fn crash(self) -> Self {
+        self.ledger.die().await;
+        // The server may not have noticed yet, and still be at the last steps.
+        self.database.sql(
+            "DO $$ BEGIN
+                 PERFORM pg_terminate_backend(pid) FROM pg_stat_activity
+                 WHERE datname = current_database() AND pid <> pg_backend_pid();
+                 WHILE EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
+                               AND backend_type = 'client backend' AND pid <> pg_backend_pid()) LOOP
+                     PERFORM pg_sleep(0.001);
+                     PERFORM pg_stat_clear_snapshot();
+                 END LOOP;
+                 UPDATE replica SET lease_until = clock_timestamp() - interval '1 microsecond';
+             END $$",
+        );
+        Self::open(self.database).await
     }
 }
 
@@ -101,13 +161,14 @@ macro_rules! suite {
     ($($rule:ident)*) => {
         suite!(@memory InMemory $($rule)*);
         suite!(@sqlite InSqlite $($rule)*);
+        suite!(@postgres InPostgres $($rule)*);
     };
     (@$module:ident $backend:ident $($rule:ident)*) => {
         mod $module {
             $(
                 #[tokio::test]
                 async fn $rule() {
-                    super::$rule(<super::$backend as super::Backend>::start()).await;
+                    super::$rule(<super::$backend as super::Backend>::start().await).await;
                 }
             )*
 
@@ -477,7 +538,7 @@ async fn a_crash_puts_claims_in_doubt_and_nothing_else<B: Backend>(backend: B) {
     ledger.claim(a_claim(&key("released"), 8)).await.expect("claims");
     ledger.release(&key("released")).await.expect("releases");
 
-    let backend = backend.crash();
+    let backend = backend.crash().await;
     let ledger = backend.ledger();
     // The clock was set back since the last one was claimed.
     for (crk, attempts, created_at) in [("again", 2, 6), ("new", 1, 8), ("future", 1, REOPENED_AT.0)] {

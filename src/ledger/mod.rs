@@ -3,11 +3,15 @@
 //! [`Ledger`] is the contract; its documentation binds every backend, and `conformance` holds each to it.
 
 pub mod memory;
+pub mod moving;
+pub mod postgres;
 pub mod sqlite;
 
 #[cfg(test)]
 mod conformance;
 mod rules;
+
+use std::future::ready;
 
 use futures_util::future::BoxFuture;
 
@@ -146,7 +150,11 @@ pub enum Error {
 /// - **Cancelling** a returned future does not cancel a step that was begun: once polled, it may happen or not, whole.
 ///   Who must know waits for the answer.
 /// - **Crash.** Opening a ledger turns each `Pending` key of a dead process into `InDoubt` with
-///   [`Reason::OutcomeInDoubt`], before anything else is answered.
+///   [`Reason::OutcomeInDoubt`], before anything else is answered. Where several processes share a ledger, one is dead
+///   when its lease has run out; whichever of the others notices does this, within a second.
+/// - **Leases.** Where several processes share a ledger, each may send only while it holds a lease: right before a request
+///   goes out, [`may_send`](Ledger::may_send) is asked. A claim whose process lost its lease may be in doubt by now;
+///   settling it then ends that doubt, unless a person or another claim came first.
 /// - **Backpressure.** Callers wait; no method fails for load alone.
 pub trait Ledger: Send + Sync + 'static {
     /// What is known of a key; `None` if it was never claimed.
@@ -175,8 +183,21 @@ pub trait Ledger: Send + Sync + 'static {
     /// Could a claim be made durable now? Tells what a monitor asks; may try a write that changes no record.
     fn check(&self) -> BoxFuture<'_, Result<(), Error>>;
 
+    /// May a request go out now under a claim of this process? False once others may take this process for dead, and its
+    /// claims be in doubt: by clocks of this process alone, so that the answer costs nothing, and with a margin. It may
+    /// turn true again. A ledger that has one process to itself always says yes.
+    fn may_send(&self) -> bool {
+        true
+    }
+
+    /// Waits until the claim that another process has on the key has ended, however that is; returns at once if there is
+    /// none. Then a `look_up` tells what became of it. Waits for as long as that takes, so a caller bounds it.
+    fn settled(&self, _key: &Key) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(ready(Ok(())))
+    }
+
     /// Ends what runs in the background and gives the ledger free for another process. Steps begun before are finished;
-    /// later ones answer [`Error::Unavailable`] where there is something to close. `Pending` keys stay `Pending`: opening
-    /// the ledger again puts them in doubt.
+    /// later ones answer [`Error::Unavailable`] where there is something to close. `Pending` keys stay `Pending` until the
+    /// ledger is opened again, which puts them in doubt; where other processes use it they are put in doubt now.
     fn close(&self) -> BoxFuture<'_, ()>;
 }

@@ -21,9 +21,27 @@ const PAUSE_MAX: Duration = Duration::from_secs(3600);
 /// The longest pause that the gateway chooses by itself.
 const BACKOFF_MAX: Duration = Duration::from_secs(600);
 
+/// The same pause, read again from the database's clock, ends within so much of where it did.
+const PAUSE_NOISE: Duration = Duration::from_millis(250);
+
 /// Counts the cuts. A 429 to a request from before the last cut says nothing new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Epoch(u64);
+
+impl Epoch {
+    pub fn number(self) -> u64 {
+        self.0
+    }
+}
+
+/// What the replicas of an account have learned together, in this process's time.
+#[derive(Clone, Copy, Debug)]
+pub struct Learnt {
+    pub share: f64,
+    pub epoch: u64,
+    pub pause_until: Option<Instant>,
+    pub next_step: Option<Instant>,
+}
 
 /// The share of the configured rate in use, and the pause.
 pub struct Adaptive {
@@ -98,6 +116,27 @@ impl Adaptive {
     pub fn answered(&mut self, epoch: Epoch) {
         if epoch == self.epoch {
             self.in_a_row = 0;
+        }
+    }
+
+    /// Follows what all replicas know. Not to be called while a 429 is still to be reported that they don't know of.
+    pub fn adopt(&mut self, learnt: Learnt, now: Instant) -> Learned {
+        if learnt.epoch > self.epoch.0 && learnt.pause_until.is_some() {
+            // Another replica's 429 counts for the backoff, whoever meets the next one.
+            self.in_a_row = self.in_a_row.saturating_add(1);
+        }
+        let rate_changed = learnt.share != self.share;
+        self.epoch = Epoch(learnt.epoch);
+        self.share = learnt.share;
+        self.next_step = learnt.next_step;
+        let before = self.pause_until(now).unwrap_or(now);
+        let until = learnt.pause_until.unwrap_or(now);
+        if until > before {
+            self.pause_until = Some(until);
+        }
+        Learned {
+            rate_changed,
+            pause_changed: until > before + PAUSE_NOISE,
         }
     }
 

@@ -24,7 +24,7 @@ const CELL_MAX: Duration = Duration::from_millis(1);
 /// allows, so one that is held up on its way (by a new connection, say) would bring the next ones too close. The
 /// capacity keeps back what the rate would add in this time, at most half of the burst; that delays the end of a burst that
 /// uses a full bucket, and costs nothing afterwards.
-const JITTER: Duration = Duration::from_millis(20);
+pub const JITTER: Duration = Duration::from_millis(20);
 
 /// Follows tokio's pause, unlike governor's own clocks.
 #[derive(Clone, Copy)]

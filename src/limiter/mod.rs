@@ -5,6 +5,8 @@
 //! there. Only where nobody waits, and both are there, a request gets its permit without the pacer. The token itself is
 //! taken at the moment of sending ([`Permit::token`]): between the two lies the claim, and were tokens taken before it, a
 //! slow claim would send several requests closer together than the bucket allows.
+//!
+//! Tokens come from a bucket in this process, or from one that several replicas share ([`shared`]); all else is the same.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -24,6 +26,8 @@ pub use lanes::{Lane, StreamId};
 use lanes::{Lanes, Ticket};
 pub use pacer::Pacer;
 pub use permit::{Permit, TooLate};
+pub use snapshot::Snapshot;
+use source::Source;
 
 mod adaptive;
 mod bucket;
@@ -32,6 +36,9 @@ pub(crate) mod fuzz;
 mod lanes;
 mod pacer;
 mod permit;
+pub mod shared;
+mod snapshot;
+mod source;
 
 #[cfg(test)]
 mod tests;
@@ -67,30 +74,6 @@ pub enum Refused {
     ShuttingDown,
 }
 
-/// What monitoring and people on call are shown of the limiter.
-#[derive(Clone, Copy, Debug)]
-pub struct Snapshot {
-    /// Requests a second.
-    pub configured_rate: f64,
-    /// Requests a second, after what 429s taught.
-    pub learned_rate: f64,
-    pub burst: u32,
-    /// What is left of it; zero if there is none.
-    pub pause: Duration,
-    /// Tokens that nobody has a right to yet.
-    pub tokens: f64,
-    pub waiting_unary: usize,
-    pub waiting_streams: usize,
-    pub max_queue: usize,
-    /// Permits that are out.
-    pub in_flight: usize,
-    pub max_in_flight: usize,
-    /// How long a unary call that came now would wait, going by the rate alone.
-    pub unary_wait: Duration,
-    /// The same for the first item of a stream that began now.
-    pub stream_wait: Duration,
-}
-
 /// Where requests wait for their turn. Cheap to clone: all clones are one.
 #[derive(Clone)]
 pub struct Limiter {
@@ -102,10 +85,14 @@ struct Shared {
     state: Mutex<State>,
     /// Tells the pacer that something came, or changed what it waits for.
     wake: Notify,
+    /// Tells the lease task the same, if there is one.
+    lease: Notify,
+    /// Tells who is to send that leased tokens came.
+    tokens: Notify,
 }
 
 struct State {
-    bucket: Bucket,
+    source: Source,
     adaptive: Adaptive,
     lanes: Lanes<Waiter>,
     /// Permits that are out.
@@ -125,11 +112,16 @@ struct Waiter {
 impl Limiter {
     /// The limiter, and the pacer without which it gives no permits: to be run as a task.
     pub fn new(settings: Settings) -> (Self, Pacer) {
+        let bucket = Bucket::new(settings.rate.period(), settings.burst, settings.rested);
+        Self::with_source(settings, Source::Local(bucket))
+    }
+
+    fn with_source(settings: Settings, source: Source) -> (Self, Pacer) {
         let limiter = Self {
             shared: Arc::new(Shared {
                 settings,
                 state: Mutex::new(State {
-                    bucket: Bucket::new(settings.rate.period(), settings.burst, settings.rested),
+                    source,
                     adaptive: Adaptive::new(),
                     lanes: Lanes::new(),
                     permits: 0,
@@ -138,6 +130,8 @@ impl Limiter {
                     closed: false,
                 }),
                 wake: Notify::new(),
+                lease: Notify::new(),
+                tokens: Notify::new(),
             }),
         };
         (limiter.clone(), Pacer { limiter })
@@ -183,32 +177,7 @@ impl Limiter {
             let _gone = waiter.answer.send(Err(Refused::ShuttingDown));
         }
         self.shared.wake.notify_one();
-    }
-
-    /// How it stands now.
-    pub fn snapshot(&self) -> Snapshot {
-        let now = Instant::now();
-        let state = self.lock();
-        let settings = &self.shared.settings;
-        let configured_rate = settings.rate.per_second();
-        let wait = |ahead| state.expected(ahead, now).saturating_duration_since(now);
-        Snapshot {
-            configured_rate,
-            learned_rate: configured_rate * state.adaptive.share(),
-            burst: settings.burst,
-            pause: state
-                .adaptive
-                .pause_until(now)
-                .map_or(Duration::ZERO, |until| until - now),
-            tokens: (state.bucket.tokens(now) - state.unsent as f64).max(0.0),
-            waiting_unary: state.lanes.unary_len(),
-            waiting_streams: state.lanes.len() - state.lanes.unary_len(),
-            max_queue: settings.max_queue,
-            in_flight: state.permits,
-            max_in_flight: settings.max_in_flight,
-            unary_wait: wait(state.lanes.ahead_of_new_unary()),
-            stream_wait: wait(state.lanes.ahead_of_new_stream()),
-        }
+        self.shared.lease.notify_one();
     }
 
     fn enter(&self, lane: Lane, until: Option<Instant>) -> Result<Entered<'_>, Refused> {
@@ -253,7 +222,7 @@ impl Limiter {
             && state.lanes.len() == 0
             && self.has_place(state)
             && state.adaptive.pause_until(now).is_none()
-            && state.next_permit(now) <= now
+            && state.next_permit(now).is_some_and(|at| at <= now)
     }
 
     fn has_place(&self, state: &State) -> bool {
@@ -263,6 +232,7 @@ impl Limiter {
     fn give(&self, state: &mut State, now: Instant) -> Permit {
         state.permits += 1;
         state.unsent += 1;
+        self.ask_if_due(state, now);
         Permit {
             limiter: self.clone(),
             epoch: state.adaptive.epoch(),
@@ -278,18 +248,19 @@ impl Limiter {
             let mut state = self.lock();
             let learned = state.adaptive.rate_limited(epoch, now, retry_after);
             if learned.rate_changed {
-                let period = self.period_of(&state.adaptive);
-                state.bucket.cut(period);
+                let share = state.adaptive.share();
+                state.source.cut(self.period(), share);
             }
             if !learned.rate_changed && !learned.pause_changed {
                 return;
             }
+            let until = state.adaptive.pause_until(now).unwrap_or(now);
+            state.source.report(epoch, until);
             state.hopeless(now)
         };
-        for (waiter, after) in refused {
-            let _gone = waiter.answer.send(Err(Refused::WaitTooLong { after }));
-        }
+        self.refuse(refused);
         self.shared.wake.notify_one();
+        self.shared.lease.notify_one();
         let Snapshot {
             learned_rate, pause, ..
         } = self.snapshot();
@@ -300,8 +271,10 @@ impl Limiter {
         );
     }
 
-    fn period_of(&self, adaptive: &Adaptive) -> Duration {
-        self.period().div_f64(adaptive.share())
+    fn refuse(&self, waiters: Vec<(Waiter, Duration)>) {
+        for (waiter, after) in waiters {
+            let _gone = waiter.answer.send(Err(Refused::WaitTooLong { after }));
+        }
     }
 
     fn period(&self) -> Duration {
@@ -324,16 +297,22 @@ enum Entered<'a> {
 }
 
 impl State {
-    /// When the next permit is to be given, going by the bucket alone.
-    fn next_permit(&self, now: Instant) -> Instant {
-        let at = self.bucket.earliest(self.unsent + 1, now);
-        at.checked_sub(self.lead()).unwrap_or(at)
+    /// When the next permit is to be given, going by the tokens alone; `None` while no token is known of for it.
+    fn next_permit(&self, now: Instant) -> Option<Instant> {
+        let at = self.source.permit(self.unsent + 1, now, self.claim_time)?;
+        Some(at.checked_sub(self.lead()).unwrap_or(at))
     }
 
     /// When one with so many ahead of it can expect a permit, going by the rate alone.
     fn expected(&self, ahead: usize, now: Instant) -> Instant {
         let from = self.adaptive.pause_until(now).unwrap_or(now);
-        self.bucket.earliest(self.unsent + ahead + 1, from)
+        self.source.earliest(self.unsent + ahead + 1, from)
+    }
+
+    /// The same, if other replicas go on taking what they take.
+    fn likely(&self, ahead: usize, now: Instant) -> Instant {
+        let from = self.adaptive.pause_until(now).unwrap_or(now);
+        self.source.likely(self.unsent + ahead + 1, from)
     }
 
     /// Follows slower claims at once, and faster ones slowly.
@@ -347,14 +326,14 @@ impl State {
     /// How long before its token is there the next permit is to be given. While a claim is made, the bucket goes on
     /// filling; only where it would be full before the claim is done does the rate lose by it.
     fn lead(&self) -> Duration {
-        self.claim_time.saturating_sub(self.bucket.slack()).min(LEAD_MAX)
+        self.claim_time.saturating_sub(self.source.slack()).min(LEAD_MAX)
     }
 
     /// Takes out those whose bound now lies before the permit they could expect.
     fn hopeless(&mut self, now: Instant) -> Vec<(Waiter, Duration)> {
         let from = self.adaptive.pause_until(now).unwrap_or(now);
-        let (bucket, unsent) = (&self.bucket, self.unsent);
-        let expected = |place| bucket.earliest(unsent + place + 1, from);
+        let (source, unsent) = (&self.source, self.unsent);
+        let expected = |place| source.earliest(unsent + place + 1, from);
         let out = self
             .lanes
             .retain(|place, waiter| waiter.until.is_none_or(|until| expected(place) <= until));

@@ -47,9 +47,9 @@ impl Pacer {
             return Turn::Closed;
         }
         if state.adaptive.step(now) {
-            let period = self.limiter.period_of(&state.adaptive);
-            state.bucket.raise(period);
-            tracing::info!(learned_rate = 1.0 / period.as_secs_f64(), "the rate rises again");
+            let (period, share) = (self.limiter.period(), state.adaptive.share());
+            state.source.raise(period, share);
+            tracing::info!(learned_rate = share / period.as_secs_f64(), "the rate rises again");
         }
         let step = state.adaptive.next_step();
         loop {
@@ -61,7 +61,11 @@ impl Pacer {
             if let Some(until) = state.adaptive.pause_until(now) {
                 return Turn::NotBefore(until);
             }
-            let at = state.next_permit(now);
+            let Some(at) = state.next_permit(now) else {
+                // The next answer of the lease task wakes this one.
+                self.limiter.ask_if_due(&mut state, now);
+                return step.map_or(Turn::Rest, Turn::NotBefore);
+            };
             if at > now {
                 return Turn::NotBefore(step.map_or(at, |step| at.min(step)));
             }

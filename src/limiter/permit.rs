@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use tokio::time::sleep_until;
+use tokio::{select, time::sleep_until};
 
 use super::{Limiter, adaptive::Epoch};
 use crate::clock::Instant;
@@ -36,26 +36,35 @@ impl Permit {
     pub async fn token(&mut self) -> Result<(), TooLate> {
         let ready = Instant::now();
         loop {
+            let came = self.limiter.shared.tokens.notified();
             let now = Instant::now();
             let at = {
                 let mut state = self.limiter.lock();
                 if state.adaptive.pause_until(now).is_some() {
                     return Err(TooLate);
                 }
-                match state.bucket.take() {
+                match state.source.take(now) {
                     Ok(()) => {
                         state.unsent -= 1;
                         state.learn_claim_time(ready - self.given);
                         self.has_token = true;
                         return Ok(());
                     }
-                    Err(at) => at,
+                    Err(at) => {
+                        self.limiter.ask_if_due(&mut state, now);
+                        at
+                    }
                 }
             };
-            if at > ready + TOKEN_WAIT {
+            // A leased token that is foretold for now is there only when the database says so.
+            let end = ready + TOKEN_WAIT;
+            if at > end || now >= end {
                 return Err(TooLate);
             }
-            sleep_until(at).await;
+            select! {
+                () = sleep_until(if at > now { at } else { end }) => {}
+                () = came => {}
+            }
         }
     }
 }

@@ -253,7 +253,7 @@ async fn a_burst_that_is_too_small_for_its_rate_is_told() {
         let options = Options::new().flag("--rate", "5000/s").flag("--burst", burst);
         let gateway = Gateway::with(options, &sandbox).await;
         assert_eq!(
-            gateway.log().contains("--burst is less than the rate adds in 4 ms"),
+            gateway.log().contains("--burst is too small for the rate"),
             is_too_small,
             "{burst}"
         );

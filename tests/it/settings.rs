@@ -13,7 +13,7 @@ use crate::support::{
 };
 
 /// Flag, environment variable, default and a wrong value of each setting.
-const SETTINGS: [(&str, &str, Option<&str>, &str); 21] = [
+const SETTINGS: [(&str, &str, Option<&str>, &str); 22] = [
     ("api-token-file", "SURVEYLAB_API_TOKEN_FILE", None, "/nowhere/token"),
     (
         "surveylab-url",
@@ -44,6 +44,7 @@ const SETTINGS: [(&str, &str, Option<&str>, &str); 21] = [
     ("max-wait", "GATEWAY_MAX_WAIT", Some("60s"), "60"),
     ("max-queue", "GATEWAY_MAX_QUEUE", Some("100000"), "10000001"),
     ("stream-window", "GATEWAY_STREAM_WINDOW", Some("256"), "0"),
+    ("replica-lease", "GATEWAY_REPLICA_LEASE", Some("10s"), "1s"),
     (
         "upstream-idle-timeout",
         "GATEWAY_UPSTREAM_IDLE_TIMEOUT",

@@ -149,9 +149,33 @@ pub async fn unary(
     Ok(all)
 }
 
-pub async fn stream(
-    mut client: InvitationServiceClient<Channel>,
+/// A stream for each of these, with their share of what is in flight.
+pub async fn streams(
+    callers: Vec<Caller>,
     keys: Keys,
+    expected: Expected,
+    in_flight: usize,
+    end: Option<Instant>,
+) -> Result<Vec<Done>, Failure> {
+    let keys = Arc::new(keys);
+    let share = (in_flight / callers.len().max(1)).max(1);
+    let mut tasks = JoinSet::new();
+    for caller in callers {
+        let Caller::Grpc(client) = caller else {
+            return Err("a stream is gRPC's".into());
+        };
+        tasks.spawn(stream(client, keys.clone(), expected, share, end));
+    }
+    let mut all = Vec::new();
+    while let Some(done) = tasks.join_next().await {
+        all.append(&mut done??);
+    }
+    Ok(all)
+}
+
+async fn stream(
+    mut client: InvitationServiceClient<Channel>,
+    keys: Arc<Keys>,
     expected: Expected,
     in_flight: usize,
     end: Option<Instant>,

@@ -248,6 +248,7 @@ fn turns() -> impl Strategy<Value = Turn> {
 /// Runs a test against inputs at random: `PROPTEST_CASES` of them, or else `cases`. `SEED` repeats a run.
 pub(super) fn run<S: Strategy>(cases: u32, inputs: &S, test: impl AsyncFn(S::Value)) {
     let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
         .build()
         .expect("a runtime");
     let given = std::env::var("SEED").ok();
@@ -273,7 +274,7 @@ pub(super) fn run<S: Strategy>(cases: u32, inputs: &S, test: impl AsyncFn(S::Val
 pub(super) fn behaves_like_the_model<B: Backend>() {
     let sequences = (vec(turns(), 1..120), vec(1..7_usize, 1..5));
     run(32, &sequences, async |(turns, pages)| {
-        compare(B::start(), turns, &pages).await;
+        compare(B::start().await, turns, &pages).await;
     });
 }
 
@@ -292,7 +293,7 @@ async fn compare<B: Backend>(mut backend: B, turns: Vec<Turn>, pages: &[usize]) 
                 assert_eq!(listed, matching(model.records.values(), &query));
             }
             Turn::Crash if B::DURABLE => {
-                backend = backend.crash();
+                backend = backend.crash().await;
                 model.crash();
             }
             Turn::Crash => {}

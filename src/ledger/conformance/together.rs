@@ -57,7 +57,7 @@ fn rounds() -> impl Strategy<Value = Round> {
 
 pub(super) fn is_linearizable<B: Backend>() {
     run(24, &vec(rounds(), 1..20), async |rounds| {
-        let backend = B::start();
+        let backend = B::start().await;
         let can_fail = backend.spoil();
         compare(backend, rounds, can_fail).await;
     });
@@ -68,7 +68,7 @@ async fn compare<B: Backend>(mut backend: B, rounds: Vec<Round>, can_fail: bool)
     for (round, number) in rounds.into_iter().zip(1..) {
         let (clients, spoiled) = match round {
             Round::Crash if B::DURABLE => {
-                backend = backend.crash();
+                backend = backend.crash().await;
                 for possible in keys.values_mut() {
                     *possible = crashed(possible);
                 }

@@ -1,7 +1,7 @@
 //! A ledger as another process than the gateway's sees it: to check, copy and export it, whether a gateway runs on it
 //! or not.
 //!
-//! Nothing here changes a ledger: none is made or migrated, no claim is put in doubt, no WAL is written back. SQLite
+//! Nothing here changes a ledger: none is made or brought up to date, no claim is put in doubt, no WAL is written back. SQLite
 //! lets other processes read beside the gateway, and a read transaction holds up none of its commits. It holds up the
 //! reset of the WAL, which grows meanwhile.
 
@@ -19,13 +19,15 @@ use crate::ledger;
 mod check;
 mod copy;
 mod records;
+mod taken;
 #[cfg(test)]
 mod tests;
 
 pub use super::file::Ownership;
-pub use check::{Keys, Report};
+pub use check::Report;
 pub use copy::Copied;
 pub use records::{LATEST, Unreadable};
+pub use taken::Taken;
 
 /// What to do about damage, for the end of a message.
 const RESTORE: &str = "stop the gateway, and restore the ledger from a backup: docs/operations.md, \"Restore\"";
@@ -44,13 +46,17 @@ pub enum Error {
     /// The copy could not be written.
     #[error("{0}")]
     Unwritten(String),
+    /// A gateway runs on it, which must not be.
+    #[error("{0}")]
+    InUse(String),
 }
 
 impl From<ledger::Error> for Error {
     fn from(error: ledger::Error) -> Self {
         match error {
             ledger::Error::Unusable(text) => Self::Unusable(text),
-            ledger::Error::InUse(text) | ledger::Error::Unavailable(text) => Self::Unavailable(text),
+            ledger::Error::InUse(text) => Self::InUse(text),
+            ledger::Error::Unavailable(text) => Self::Unavailable(text),
         }
     }
 }

@@ -104,6 +104,11 @@ impl Recorder {
         self.run += 1;
     }
 
+    /// For one process of several that run at once.
+    pub fn of_run(&self, run: usize) -> Self {
+        Self { run, ..self.clone() }
+    }
+
     pub fn now(&self) -> Duration {
         self.begin.elapsed()
     }

@@ -205,7 +205,7 @@ fn in_doubt() -> ListInvitationsRequest {
     }
 }
 
-fn heard(answer: Result<AddRespondentResponse, Error>) -> Heard {
+pub fn heard(answer: Result<AddRespondentResponse, Error>) -> Heard {
     match answer {
         Ok(response) if response.outcome() == Outcome::Added => Heard::Added,
         Ok(response) => {

@@ -4,7 +4,7 @@
 //! `KILLS` is the number of kills (20 where it is not set), `SEED` replays a printed seed's plan: keys, calls, faults and
 //! kills. The machine's scheduling is not part of it.
 
-mod load;
+pub mod load;
 
 use std::{collections::BTreeMap, env, sync::Arc, time::Duration};
 
@@ -266,7 +266,7 @@ impl Series {
     }
 }
 
-fn summary(history: &History) -> String {
+pub fn summary(history: &History) -> String {
     let mut heard: BTreeMap<String, usize> = BTreeMap::new();
     for operation in &history.operations {
         let what = match &operation.heard {

@@ -4,6 +4,8 @@ pub mod call;
 pub mod deadline;
 pub mod gateway;
 pub mod lateness;
+#[allow(dead_code, reason = "shared with the unit tests, which use other parts of it")]
+pub mod postgres;
 pub mod process;
 pub mod relay;
 pub mod shim;

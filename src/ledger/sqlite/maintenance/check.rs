@@ -8,7 +8,7 @@ use super::{Error, Ownership, Snapshot, describe, length};
 use crate::{
     clock::Timestamp,
     invitation::Key,
-    ledger::{Query, State, sqlite::schema},
+    ledger::{Query, State, moving::Keys, sqlite::schema},
 };
 
 /// What is told of damage, at most: enough to know its kind.
@@ -26,21 +26,6 @@ const NONSENSE: &str = "
     UNION ALL
     SELECT collector_id, crk, 'it is claimed although it was added' FROM pending
         JOIN invitation USING (collector_id, crk) WHERE invitation.state = 2";
-
-/// Keys by their states.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Keys {
-    pub pending: u64,
-    pub added: u64,
-    pub failed: u64,
-    pub in_doubt: u64,
-}
-
-impl Keys {
-    pub fn total(&self) -> u64 {
-        self.pending + self.added + self.failed + self.in_doubt
-    }
-}
 
 /// What a check found.
 #[derive(Debug)]
@@ -148,13 +133,7 @@ impl Snapshot {
                     return ControlFlow::Continue(());
                 }
             };
-            let count = match record.state {
-                State::Pending => &mut report.keys.pending,
-                State::Added => &mut report.keys.added,
-                State::Failed => &mut report.keys.failed,
-                State::InDoubt => &mut report.keys.in_doubt,
-            };
-            *count += 1;
+            report.keys.count(record.state);
             report.last_change = report.last_change.max(Some(record.updated_at));
             let is_older = |(_, since): &(Key, Timestamp)| record.updated_at < *since;
             if record.state == State::InDoubt && report.oldest_doubt.as_ref().is_none_or(is_older) {

@@ -1,0 +1,313 @@
+//! Several replicas on one ledger: leases, dead ones, and those that only seem dead.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::SystemTime,
+};
+
+use super::*;
+use crate::ledger::Doubt;
+
+/// Short, so that a test need not wait long for its end; long enough for a busy machine to keep it.
+const SHORT: Duration = Duration::from_secs(2);
+
+async fn short_lived(database: &Database<'_>) -> Postgres {
+    let options = Options {
+        lease: SHORT,
+        name: "short-lived".into(),
+    };
+    open_by(&database.socket_url(), options).await.expect("opens")
+}
+
+fn resent(crk: &str, at: i64) -> Claim {
+    Claim {
+        doubt: Doubt::Resend,
+        ..a_claim(&key(crk), at)
+    }
+}
+
+#[tokio::test]
+async fn of_two_replicas_one_claims_and_the_other_hears_of_the_end() {
+    let database = testing::shared().database();
+    let (one, other) = (
+        open(&database).await.expect("opens"),
+        open(&database).await.expect("opens"),
+    );
+    let key = key("1");
+    assert_eq!(one.claim(a_claim(&key, 1)).await.expect("claims"), FIRST);
+    for claim in [a_claim(&key, 2), resent("1", 2)] {
+        let Claimed::No(record) = other.claim(claim).await.expect("answers") else {
+            panic!("claimed twice")
+        };
+        assert_eq!(record.state, State::Pending);
+    }
+    // The other's word ends nothing: the claim is not its own.
+    other.settle(&key, added(), Timestamp(3)).await.expect("answers");
+    other.release(&key).await.expect("answers");
+    assert_eq!(state(&one, "1").await, Some(State::Pending));
+
+    // One's own claim is not waited for.
+    one.settled(&key).await.expect("answers");
+    let mut told = other.ended.subscribe();
+    let waiting = other.settled(&key);
+    let settling = async {
+        until("the other watches", async || {
+            database.sql("SELECT watched FROM pending") == "t"
+        })
+        .await;
+        one.settle(&key, added(), Timestamp(4)).await.expect("settles");
+    };
+    let (waited, ()) = tokio::join!(waiting, settling);
+    waited.expect("waits");
+    assert_eq!(state(&other, "1").await, Some(State::Added));
+    // It was told, and did not only look.
+    timeout(Duration::from_secs(60), told.recv())
+        .await
+        .expect("is told")
+        .expect("is told");
+    // There is nothing to wait for.
+    other.settled(&key).await.expect("answers");
+}
+
+#[tokio::test]
+async fn those_who_wait_notice_the_end_without_being_told() {
+    let database = testing::shared().database();
+    let (one, other) = (
+        open(&database).await.expect("opens"),
+        open(&database).await.expect("opens"),
+    );
+    one.claim(a_claim(&key("1"), 1)).await.expect("claims");
+    let key = key("1");
+    let waiting = other.settled(&key);
+    let releasing = async {
+        until("the other watches", async || {
+            database.sql("SELECT watched FROM pending") == "t"
+        })
+        .await;
+        // As if the telling were lost with a connection.
+        database.sql("UPDATE pending SET watched = false");
+        one.release(&key).await.expect("releases");
+    };
+    let (waited, ()) = tokio::join!(waiting, releasing);
+    waited.expect("waits");
+}
+
+#[tokio::test]
+async fn a_dead_replicas_claims_are_in_doubt_when_its_lease_has_run_out() {
+    let database = testing::shared().database();
+    let other = open(&database).await.expect("opens");
+    let dying = short_lived(&database).await;
+    dying.claim(a_claim(&key("1"), 1)).await.expect("claims");
+    dying.die().await;
+    // Until then nobody knows that it is dead.
+    assert_eq!(state(&other, "1").await, Some(State::Pending));
+    other.settled(&key("1")).await.expect("waits");
+    let record = other.look_up(&key("1")).await.expect("looks up").expect("is there");
+    assert_eq!(record.state, State::InDoubt);
+    let reason = record.last_error.map(|error| error.reason);
+    assert_eq!(reason, Some(crate::invitation::Reason::OutcomeInDoubt));
+    assert_eq!(database.sql("SELECT name FROM replica"), Options::default().name);
+    assert_eq!(
+        other.claim(resent("1", 3)).await.expect("claims"),
+        Claimed::Yes {
+            attempts: 2,
+            was_in_doubt: true
+        }
+    );
+}
+
+#[tokio::test]
+async fn a_replica_that_closes_leaves_nothing_pending() {
+    let database = testing::shared().database();
+    let (one, other) = (
+        open(&database).await.expect("opens"),
+        open(&database).await.expect("opens"),
+    );
+    one.claim(a_claim(&key("cut off"), 1)).await.expect("claims");
+    one.claim(a_claim(&key("settled"), 1)).await.expect("claims");
+    // What was begun before is finished.
+    let settled = key("settled");
+    let (settled, ()) = tokio::join!(one.settle(&settled, added(), Timestamp(2)), one.close());
+    settled.expect("settles");
+    assert_eq!(state(&other, "settled").await, Some(State::Added));
+    assert_eq!(state(&other, "cut off").await, Some(State::InDoubt));
+    assert_eq!(database.sql("SELECT count(*) FROM replica"), "1");
+    assert!(!one.may_send());
+    assert_unavailable(one.claim(a_claim(&key("late"), 3)).await);
+    assert_unavailable(one.look_up(&key("settled")).await);
+}
+
+/// It stood still for longer than its lease: by its own clocks it knows that before it can be told.
+#[tokio::test]
+async fn a_replica_that_stood_still_does_not_send_until_it_is_somebody_new() {
+    let database = testing::shared().database();
+    let other = open(&database).await.expect("opens");
+    let ahead = Arc::new(AtomicU64::new(0));
+    let clock = {
+        let ahead = ahead.clone();
+        Clock::with_wall(move || SystemTime::now() + Duration::from_secs(ahead.load(Ordering::SeqCst)))
+    };
+    let settings = database.socket_url().parse().expect("is one");
+    let options = Options {
+        name: "slow".into(),
+        ..Options::default()
+    };
+    let slow = Postgres::open(&settings, &clock, options).await.expect("opens");
+    for crk in ["1", "3"] {
+        slow.claim(a_claim(&key(crk), 1)).await.expect("claims");
+    }
+    assert!(slow.may_send());
+    let before = database.sql("SELECT id FROM replica WHERE name = 'slow'");
+    // The database, and with it the others, take it for dead.
+    database.sql("UPDATE replica SET lease_until = clock_timestamp() - interval '1 second' WHERE name = 'slow'");
+    ahead.store(9, Ordering::SeqCst);
+    assert!(!slow.may_send());
+    other.settled(&key("1")).await.expect("waits");
+    assert_eq!(state(&other, "1").await, Some(State::InDoubt));
+
+    until("it may send again", async || slow.may_send()).await;
+    let after = database.sql("SELECT id FROM replica WHERE name = 'slow'");
+    assert_ne!(before, after);
+    // Its late outcome ends the doubt, as its caller is told of it; unless somebody has gone by the doubt meanwhile.
+    slow.settle(&key("1"), added(), Timestamp(2)).await.expect("answers");
+    assert_eq!(state(&other, "1").await, Some(State::Added));
+    other.claim(resent("3", 3)).await.expect("claims");
+    slow.settle(&key("3"), added(), Timestamp(4)).await.expect("answers");
+    assert_eq!(state(&slow, "3").await, Some(State::Pending));
+    assert_eq!(slow.claim(a_claim(&key("2"), 5)).await.expect("claims"), FIRST);
+}
+
+#[tokio::test]
+async fn a_lapsed_lease_refuses_claims_and_records_outcomes() {
+    let database = testing::shared().database();
+    let ahead = Arc::new(AtomicU64::new(0));
+    let clock = {
+        let ahead = ahead.clone();
+        // Time passes between any two looks, so that no lease holds.
+        Clock::with_wall(move || {
+            let step = ahead.load(Ordering::SeqCst);
+            let passed = if step == 0 {
+                0
+            } else {
+                ahead.fetch_add(100, Ordering::SeqCst)
+            };
+            SystemTime::UNIX_EPOCH + Duration::from_secs(passed)
+        })
+    };
+    let settings = database.socket_url().parse().expect("is one");
+    let ledger = Postgres::open(&settings, &clock, Options::default())
+        .await
+        .expect("opens");
+    ledger.claim(a_claim(&key("1"), 1)).await.expect("claims");
+    ahead.store(1_000, Ordering::SeqCst);
+    assert_unavailable(ledger.claim(a_claim(&key("2"), 1)).await);
+    assert_unavailable(ledger.check().await);
+    assert_eq!(state(&ledger, "2").await, None);
+    // Nobody has put it in doubt, so the outcome is known.
+    ledger.settle(&key("1"), added(), Timestamp(2)).await.expect("settles");
+    assert_eq!(state(&ledger, "1").await, Some(State::Added));
+}
+
+#[tokio::test]
+async fn a_heartbeat_under_way_keeps_its_replica_from_being_taken_for_dead() {
+    let database = testing::shared().database();
+    let ledger = open(&database).await.expect("opens");
+    ledger.claim(a_claim(&key("1"), 1)).await.expect("claims");
+    database
+        .sql("INSERT INTO replica VALUES (gen_random_uuid(), 'theirs', now(), clock_timestamp() + interval '1 hour')");
+    database.sql("UPDATE pending SET replica = (SELECT id FROM replica WHERE name = 'theirs')");
+    // Another replica's renewal, sent in time, which the server has not committed.
+    let theirs = stranger(&database).await;
+    let now = "clock_timestamp()";
+    database.sql(&format!(
+        "UPDATE replica SET lease_until = {now} + interval '300 ms' WHERE name = 'theirs'"
+    ));
+    theirs
+        .batch_execute(&format!(
+            "BEGIN; UPDATE replica SET lease_until = {now} + interval '1 hour' WHERE name = 'theirs'"
+        ))
+        .await
+        .expect("writes");
+    until("its old lease has run out", async || {
+        database.sql(&format!(
+            "SELECT lease_until < {now} FROM replica WHERE name = 'theirs'"
+        )) == "t"
+    })
+    .await;
+    // By a replica that starts now, and looks for dead ones before it answers anything.
+    let late = open(&database).await.expect("opens");
+    theirs.batch_execute("COMMIT").await.expect("commits");
+    let later = open(&database).await.expect("opens");
+    for ledger in [&ledger, &late, &later] {
+        assert_eq!(state(ledger, "1").await, Some(State::Pending));
+    }
+}
+
+/// All want the same keys at once, in all orders, and settle them. Nobody waits in a circle, and each key has one
+/// winner at a time.
+#[tokio::test]
+async fn replicas_that_want_the_same_keys_share_them_without_a_deadlock() {
+    let database = testing::shared().database();
+    let ledgers = join_all((0..3).map(|_| open(&database))).await;
+    let ledgers: Vec<_> = ledgers.into_iter().map(|ledger| ledger.expect("opens")).collect();
+    let failed = || Settlement::Failed {
+        error: LastError {
+            reason: crate::invitation::Reason::SurveylabUnavailable,
+            http_status: Some(503),
+        },
+        notification: None,
+    };
+    let error = "answers";
+    let turns = ledgers.iter().enumerate().map(async |(replica, ledger)| {
+        let mut won = 0;
+        for round in 0..30 {
+            let keys: Vec<_> = (0..40)
+                .map(|n| key(&((n * 7 + replica * 13 + round) % 40).to_string()))
+                .collect();
+            let claims = join_all(keys.iter().map(|key| ledger.claim(a_claim(key, 1)))).await;
+            let mine: Vec<_> = keys
+                .iter()
+                .zip(claims)
+                .filter(|(_, claimed)| matches!(claimed.as_ref().expect(error), Claimed::Yes { .. }))
+                .map(|(key, _)| key)
+                .collect();
+            won += mine.len();
+            join_all(
+                mine.into_iter()
+                    .map(async |key| ledger.settle(key, failed(), Timestamp(2)).await.expect(error)),
+            )
+            .await;
+        }
+        won
+    });
+    let won: usize = join_all(turns).await.into_iter().sum();
+    // Each claim that was granted counts as one attempt, and no settlement was lost.
+    assert_eq!(database.sql("SELECT sum(attempts) FROM invitation"), won.to_string());
+    assert_eq!(database.sql("SELECT count(*) FROM pending"), "0");
+    for ledger in ledgers {
+        ledger.close().await;
+    }
+    let deadlocks =
+        "SELECT pg_stat_force_next_flush(), deadlocks FROM pg_stat_database WHERE datname = current_database()";
+    assert_eq!(database.sql(deadlocks), "|0");
+}
+
+#[tokio::test]
+async fn a_host_that_hangs_does_not_keep_a_replica_from_the_next() {
+    let database = testing::shared().database();
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let silent = silent.local_addr().expect("has one");
+    let url = database.url_by(&format!("{silent},127.0.0.1:{}", database.server.port));
+    let options = Options {
+        // A heartbeat should take less time than the first host is given.
+        lease: Duration::from_secs(1),
+        name: "patient".into(),
+    };
+    let ledger = open_by(&format!("{url}?connect_timeout=1"), options)
+        .await
+        .expect("opens");
+    database
+        .sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'surveylab-gateway%'");
+    until("its lease has run out", async || !ledger.may_send()).await;
+    until("it is there again", async || ledger.check().await.is_ok()).await;
+}

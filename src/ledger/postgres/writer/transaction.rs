@@ -1,0 +1,322 @@
+//! One batch as one transaction; and the truth, where the answer to its COMMIT was lost.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio::time::{sleep, timeout};
+use tokio_postgres::error::SqlState;
+
+use super::{
+    super::{
+        id::Id,
+        lease::Lease,
+        link::Link,
+        write::{self, Claimant, Writing},
+    },
+    step::Step,
+};
+use crate::{
+    clock::Instant,
+    fail_point,
+    invitation::Key,
+    ledger::{Claimed, Error},
+    postgres::describe,
+};
+
+/// No batch takes so long: the server has ended each of its statements before.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How often a batch is tried again that the server undid for the sake of another transaction.
+const RETRIES: u32 = 6;
+/// The server may yet commit a transaction whose connection was lost: the session's timeouts bound each of its steps,
+/// and this their sum, several times over.
+const DISOWNED_FOR: Duration = Duration::from_secs(300);
+
+/// Why a batch did not succeed.
+pub(super) enum Failure {
+    /// Nothing of it happened, or nothing that could not be done again.
+    Refused(String),
+    /// The server has undone it.
+    Undone(SqlState, String),
+    /// The connection was lost, and with it the answer to the COMMIT.
+    Unknown(String),
+}
+
+impl Failure {
+    /// Of a statement before the COMMIT: what the server refuses is undone with all the rest.
+    fn of_statement(error: &tokio_postgres::Error) -> Self {
+        match error.code() {
+            Some(code) => Self::Undone(code.clone(), describe(error)),
+            None => Self::Unknown(describe(error)),
+        }
+    }
+
+    /// Of the COMMIT. A server that is ended while it waits for its standby has committed.
+    fn of_commit(error: &tokio_postgres::Error) -> Self {
+        match error.code() {
+            Some(code) if ["40", "23"].contains(&class(code)) => Self::Undone(code.clone(), describe(error)),
+            _ => Self::Unknown(describe(error)),
+        }
+    }
+
+    /// Met by one step, while others may have nothing to do with it: its values, a rule of the tables, a lock that is
+    /// not given free, a damaged page.
+    pub(super) fn is_of_one_step(&self) -> bool {
+        match self {
+            Self::Undone(code, _) => {
+                *code == SqlState::LOCK_NOT_AVAILABLE || ["21", "22", "23", "P0", "XX"].contains(&class(code))
+            }
+            Self::Refused(_) | Self::Unknown(_) => false,
+        }
+    }
+
+    /// Another transaction was preferred: the same again may succeed.
+    fn is_of_others(&self) -> bool {
+        match self {
+            Self::Undone(code, _) => class(code) == "40",
+            Self::Refused(_) | Self::Unknown(_) => false,
+        }
+    }
+
+    pub(super) fn why(&self) -> &str {
+        match self {
+            Self::Refused(why) | Self::Undone(_, why) | Self::Unknown(why) => why,
+        }
+    }
+}
+
+fn class(code: &SqlState) -> &str {
+    code.code().get(..2).unwrap_or_default()
+}
+
+/// A claim that was refused to who had made it while nobody knew whether it was committed, or would be yet.
+struct Disowned {
+    key: Key,
+    stamp: Id,
+    until: Instant,
+}
+
+/// What the writer knows, and its connection.
+pub(super) struct Session {
+    link: Link<Writing>,
+    lease: Arc<Lease>,
+    /// The claims of this process that are not ended yet, and the numbers they are known by.
+    claims: HashMap<Key, Id>,
+    /// Deleted wherever they turn up.
+    disowned: Vec<Disowned>,
+}
+
+impl Session {
+    pub(super) fn new(link: Link<Writing>, lease: Arc<Lease>) -> Self {
+        Self {
+            link,
+            lease,
+            claims: HashMap::new(),
+            disowned: Vec::new(),
+        }
+    }
+
+    /// Is there something to look for even when nothing is asked?
+    pub(super) fn has_disowned(&self) -> bool {
+        !self.disowned.is_empty()
+    }
+
+    /// Gives each step its outcome, unless it has to be asked again. Tries again by itself where that can be known to
+    /// do no harm.
+    pub(super) async fn transact(&mut self, steps: &mut [Step]) -> Result<(), Failure> {
+        // Before anything of them is written: claims of a replica that others take for dead would be in doubt at once.
+        if self.lease.replica().is_none() {
+            for step in steps.iter_mut().filter(|step| matches!(step, Step::Claim(_))) {
+                step.refuse("this replica has not reached the database for too long");
+            }
+        }
+        let mut tries = 0;
+        loop {
+            let stamp = Id::random();
+            let Err(failure) = self.attempt(steps, stamp).await else {
+                return Ok(());
+            };
+            match failure {
+                Failure::Unknown(why) => return self.find_out(steps, stamp, why).await,
+                failure if failure.is_of_others() && tries < RETRIES => {
+                    tries += 1;
+                    // At random, so that two that met don't meet again.
+                    sleep(Duration::from_millis(rand::random_range(1..=2 << tries))).await;
+                }
+                failure => {
+                    // Such as of a server that became a standby. A new session costs little beside a failure.
+                    if !failure.is_of_one_step() {
+                        self.link.sever();
+                    }
+                    return Err(failure);
+                }
+            }
+        }
+    }
+
+    /// Runs the steps that have no outcome, in one transaction and one round trip.
+    async fn attempt(&mut self, steps: &mut [Step], stamp: Id) -> Result<(), Failure> {
+        let session = match self.link.session().await {
+            Ok(session) => session,
+            Err(error) => return Err(Failure::Refused(error.to_string())),
+        };
+        let (client, statements) = (&session.client, &session.statements);
+        let by = Claimant {
+            replica: self.lease.last(),
+            stamp,
+        };
+        let (mut claims, mut settles, mut releases) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut resolve, mut probe) = (None, false);
+        for step in &*steps {
+            match step {
+                Step::Claim(asked) if asked.outcome.is_none() => claims.push(&asked.step),
+                Step::Settle(asked) if asked.outcome.is_none() => {
+                    // Without a claim of this process there is nothing to settle or to release.
+                    settles.extend(self.claims.get(&asked.step.key).map(|claim| write::Settle {
+                        key: &asked.step.key,
+                        claim: *claim,
+                        settlement: &asked.step.settlement,
+                        at: asked.step.at,
+                    }));
+                }
+                Step::Release(asked) if asked.outcome.is_none() => {
+                    releases.extend(self.claims.get(&asked.step).map(|claim| (&asked.step, *claim)));
+                }
+                Step::Resolve(asked) if asked.outcome.is_none() => resolve = Some(&asked.step),
+                Step::Probe(asked) if asked.outcome.is_none() => probe = true,
+                Step::Claim(_) | Step::Settle(_) | Step::Release(_) | Step::Resolve(_) | Step::Probe(_) => {}
+            }
+        }
+        let disowned: Vec<_> = self.disowned.iter().map(|claim| (&claim.key, claim.stamp)).collect();
+
+        // Each of these sends what it has when it is polled first, so that all is under way before the first answer.
+        // Claims come before what ends claims: only claims wait for other transactions, and what those still have to do
+        // does not.
+        let all = async {
+            tokio::join!(
+                biased;
+                client.batch_execute("BEGIN"),
+                write::release(client, statements, &disowned),
+                write::claim(client, statements, &claims, by),
+                write::settle(client, statements, &settles),
+                write::release(client, statements, &releases),
+                async {
+                    match resolve {
+                        Some(step) => write::resolve(client, statements, step).await.map(Some),
+                        None => Ok(None),
+                    }
+                },
+                async {
+                    match probe {
+                        true => client.execute(&statements.probe, &[&by.replica]).await.map(drop),
+                        false => Ok(()),
+                    }
+                },
+                client.batch_execute("COMMIT"),
+            )
+        };
+        let Ok((begun, purged, claimed, settled, released, resolved, probed, committed)) = timeout(PATIENCE, all).await
+        else {
+            return Err(Failure::Unknown("the database does not answer".into()));
+        };
+        // In an order in which an error that undid the transaction comes before those it led to. After an error the
+        // COMMIT is a ROLLBACK, and succeeds.
+        let of_statement = |error| Failure::of_statement(&error);
+        begun.and(purged).map_err(of_statement)?;
+        let standings = claimed.map_err(of_statement)?;
+        settled.and(released).map_err(of_statement)?;
+        let resolved = resolved.map_err(of_statement)?;
+        probed.map_err(of_statement)?;
+        committed.map_err(|error| Failure::of_commit(&error))?;
+        fail_point::reached(fail_point::Place::AfterCommit);
+
+        let now = Instant::now();
+        self.disowned.retain(|claim| claim.until > now);
+        let mut standings = standings.into_iter();
+        let mut resolved = resolved;
+        for step in steps {
+            match step {
+                Step::Claim(asked) if asked.outcome.is_none() => {
+                    asked.outcome = match standings.next() {
+                        Some(Ok(standing)) => write::claimed(&asked.step, standing, stamp).map(Ok),
+                        Some(Err(unreadable)) => Some(Err(unreadable.into())),
+                        None => None,
+                    };
+                    if let Some(Ok(Claimed::Yes { .. })) = asked.outcome {
+                        self.claims.insert(asked.step.key.clone(), stamp);
+                    }
+                }
+                Step::Settle(asked) if asked.outcome.is_none() => {
+                    self.claims.remove(&asked.step.key);
+                    asked.outcome = Some(Ok(()));
+                }
+                Step::Release(asked) if asked.outcome.is_none() => {
+                    self.claims.remove(&asked.step);
+                    asked.outcome = Some(Ok(()));
+                }
+                Step::Resolve(asked) if asked.outcome.is_none() => {
+                    let resolving = resolved.take();
+                    asked.outcome = resolving.and_then(|resolving| resolving.resolved(&asked.step.key));
+                }
+                Step::Probe(asked) if asked.outcome.is_none() => asked.outcome = Some(Ok(())),
+                Step::Claim(_) | Step::Settle(_) | Step::Release(_) | Step::Resolve(_) | Step::Probe(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Learns what became of a transaction whose connection was lost. A claim that is there is its caller's. One that
+    /// is not there may still come, as the server may not have noticed: it is disowned. What ends claims names them, so
+    /// it can be done twice.
+    async fn find_out(&mut self, steps: &mut [Step], stamp: Id, why: String) -> Result<(), Failure> {
+        self.link.sever();
+        let claims = steps.iter().filter_map(|step| match step {
+            Step::Claim(asked) if asked.outcome.is_none() => Some(asked.step.key.clone()),
+            _ => None,
+        });
+        let keys: Vec<Key> = claims.collect();
+        let found = match self.link.session().await {
+            Ok(session) => {
+                let looking = write::look_for(&session.client, &session.statements, &keys);
+                timeout(PATIENCE, looking).await.ok().and_then(Result::ok)
+            }
+            Err(_) => None,
+        };
+        let is_back = found.is_some();
+        let mut found = found.unwrap_or_default().into_iter();
+        let until = Instant::now() + DISOWNED_FOR;
+        for step in steps.iter_mut() {
+            match step {
+                Step::Claim(asked) if asked.outcome.is_none() => {
+                    let standing = found.next().and_then(Result::ok);
+                    let is_ours = |standing: &super::super::read::Standing| {
+                        standing.pending.as_ref().is_some_and(|pending| pending.claim == stamp)
+                    };
+                    let claimed = standing
+                        .filter(is_ours)
+                        .and_then(|standing| write::claimed(&asked.step, standing, stamp));
+                    if let Some(claimed @ Claimed::Yes { .. }) = claimed {
+                        self.claims.insert(asked.step.key.clone(), stamp);
+                        asked.outcome = Some(Ok(claimed));
+                    } else {
+                        self.disowned.push(Disowned {
+                            key: asked.step.key.clone(),
+                            stamp,
+                            until,
+                        });
+                        asked.outcome = Some(Err(Error::Unavailable(why.clone())));
+                    }
+                }
+                // A second try could not tell its own effect from somebody else's.
+                Step::Resolve(_) => step.refuse(&why),
+                Step::Claim(_) | Step::Settle(_) | Step::Release(_) | Step::Probe(_) => {}
+            }
+        }
+        if !is_back {
+            return Err(Failure::Refused(why));
+        }
+        let again = self.attempt(steps, Id::random()).await;
+        if again.is_err() {
+            self.link.sever();
+        }
+        again
+    }
+}
