@@ -17,7 +17,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::tally::Tally;
+use super::{answer::one_line, tally::Tally};
 use crate::cli::new_file::{self, Existing, NewFile};
 
 /// What became of a row.
@@ -128,10 +128,11 @@ impl Earlier {
     }
 }
 
-/// Enough of a hash to notice that a list is another one; a key is never told by it.
+/// Enough of a hash to notice that a list is another one; a key is never told by it. Of the crk as results have it: a bad
+/// row's may have had line breaks.
 fn short(crk: &str) -> u32 {
     let mut hasher = DefaultHasher::new();
-    crk.hash(&mut hasher);
+    one_line(crk).hash(&mut hasher);
     // The lower half of a hash.
     (hasher.finish() & u64::from(u32::MAX)) as u32
 }

@@ -136,6 +136,22 @@ async fn nothing_is_sent_of_a_list_with_bad_rows_unless_they_are_to_be_skipped()
 }
 
 #[tokio::test]
+async fn a_bad_row_whose_crk_spans_lines_is_known_again() {
+    let sandbox = surveylab().await;
+    let gateway = Gateway::start(&sandbox).await;
+    let import = Import::of("crk,email\nk0,a@example.com\n\"two\nlines\",b@example.com\n\"a\ttab\",c@example.com\n");
+    import.run(gateway.grpc, &["--skip-bad"]).await.ended(3);
+    let results = import.results();
+    assert_eq!(
+        results.iter().map(|row| row[1].as_str()).collect::<Vec<_>>(),
+        ["k0", "two lines", "a tab"]
+    );
+    import.run(gateway.grpc, &["--skip-bad"]).await.ended(3);
+    assert_eq!(import.results(), results);
+    assert_eq!(sandbox.report().requests, 1);
+}
+
+#[tokio::test]
 async fn a_dry_run_sends_nothing_and_tells_how_long_it_takes() {
     let sandbox = surveylab().await;
     sandbox.add_fault(Fault::half_body().for_crk("k3"));

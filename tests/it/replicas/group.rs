@@ -41,7 +41,7 @@ pub struct Group {
     pub relays: Vec<Relay>,
     pub sandbox: Sandbox,
     pub server: &'static Server,
-    _database: Database<'static>,
+    pub database: Database<'static>,
 }
 
 impl Group {
@@ -70,7 +70,7 @@ impl Group {
             relays,
             sandbox,
             server,
-            _database: database,
+            database,
         }
     }
 
