@@ -131,7 +131,6 @@ impl Balancer {
             let answer = add(&self.next(), request.clone()).await;
             tries += 1;
             match answer {
-                // tonic's client says Cancelled of a call that it could not send on a connection that was closing.
                 Err(error) if is_to_be_tried_again(&error) && tries < 4 => {
                     sleep(wait).await;
                     wait *= 2;
@@ -142,6 +141,9 @@ impl Balancer {
     }
 }
 
+/// An error without a reason is the client's own: tonic's says Cancelled or Internal of a call that met the end of its
+/// connection, where gRPC's own clients say UNAVAILABLE.
 fn is_to_be_tried_again(error: &Error) -> bool {
-    error.code == Code::Unavailable || (error.code == Code::Cancelled && error.reason.is_empty())
+    error.code == Code::Unavailable
+        || (error.reason.is_empty() && matches!(error.code, Code::Cancelled | Code::Internal))
 }
