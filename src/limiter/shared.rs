@@ -164,6 +164,10 @@ impl Limiter {
         let wanted = leases.wanted(needed, now, claim_time);
         if wanted == 0 {
             leases.rest();
+            if state.lanes.len() > 0 {
+                // The pacer may wait for an answer that is not needed any more, as claims take less time than they did.
+                self.shared.wake.notify_one();
+            }
             return Turn::Rest;
         }
         if now < not_before {

@@ -615,3 +615,40 @@ proptest! {
         prop_assert!(excess(&times, burst, parsed.period()) < 1e-6);
     }
 }
+
+/// While the pacer waits for the lease task's answer, a claim that took less time than those before makes what is held enough.
+/// Then the lease task has nothing to ask for, and the pacer must hear of it: no answer will come.
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_an_answer_is_not_forgotten_when_none_is_needed_any_more() {
+    let settings = settings("2000/s", 500);
+    let database = database(&settings);
+    let (limiter, pacer, mut lease) = Limiter::shared(settings, database.client(Network::FAST, 1));
+    tokio::spawn(pacer.run());
+    limiter.lock().claim_time = ms(45);
+    let ask = |wanted| Ask {
+        wanted,
+        horizon: HORIZON,
+        report: None,
+    };
+    let answer = lease.slices.lease(&ask(2)).await.unwrap();
+    let came = Instant::now();
+    assert_eq!(limiter.receive(&ask(2), &answer, came), 2);
+    let life = answer.asked + answer.validity - came;
+
+    advance(life - ms(46)).await;
+    let mut permit = limiter.try_acquire().unwrap();
+    advance(ms(2)).await;
+    // The other token ends before a claim would be done.
+    let waits = tokio::spawn({
+        let limiter = limiter.clone();
+        async move { limiter.acquire(Lane::Unary, None).await.is_ok() }
+    });
+    tokio::task::yield_now().await;
+    assert!(matches!(limiter.lease_turn(came), Turn::Ask(Ask { wanted: 1.., .. })));
+    // And others have taken all that could be had.
+    limiter.receive(&ask(1), &Answer { granted: 0, ..answer }, Instant::now());
+    tokio::task::yield_now().await;
+    permit.token().await.unwrap();
+    assert!(matches!(limiter.lease_turn(came), Turn::Rest));
+    assert!(timeout(ms(1), waits).await.expect("nobody woke the pacer").unwrap());
+}

@@ -2,7 +2,10 @@
 
 use std::{
     env,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -98,7 +101,7 @@ impl Group {
     pub async fn balancer(&self) -> Balancer {
         Balancer {
             clients: Arc::new(Mutex::new(self.clients().await)),
-            turn: Arc::default(),
+            turns: Arc::default(),
         }
     }
 }
@@ -107,7 +110,7 @@ impl Group {
 #[derive(Clone)]
 pub struct Balancer {
     clients: Arc<Mutex<Vec<Client>>>,
-    turn: Arc<Mutex<usize>>,
+    turns: Arc<AtomicUsize>,
 }
 
 impl Balancer {
@@ -116,19 +119,18 @@ impl Balancer {
         self.clients.lock().unwrap()[index] = client;
     }
 
-    fn next(&self) -> Client {
+    fn client(&self, turn: usize) -> Client {
         let clients = self.clients.lock().unwrap();
-        let mut turn = self.turn.lock().unwrap();
-        *turn += 1;
-        clients[*turn % clients.len()].clone()
+        clients[turn % clients.len()].clone()
     }
 
     /// README's policy: UNAVAILABLE is tried again, four times in all, each time at the next replica.
     pub async fn add_with_retries(&self, request: AddRespondentRequest) -> Result<AddRespondentResponse, Error> {
         let mut wait = Duration::from_millis(100);
+        let turn = self.turns.fetch_add(1, Ordering::Relaxed);
         let mut tries = 0;
         loop {
-            let answer = add(&self.next(), request.clone()).await;
+            let answer = add(&self.client(turn + tries), request.clone()).await;
             tries += 1;
             match answer {
                 Err(error) if is_to_be_tried_again(&error) && tries < 4 => {
