@@ -39,6 +39,7 @@ pub mod limiter;
 pub mod metrics;
 pub mod postgres;
 pub mod rate;
+pub mod reload;
 pub mod sandbox;
 pub mod shutdown;
 pub mod socket;
