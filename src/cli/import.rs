@@ -1,8 +1,6 @@
 //! `import`: a list of respondents through a running gateway, safe to be interrupted and run again.
 
 use std::{
-    fs::File,
-    io::{self, Seek as _},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -19,15 +17,19 @@ use super::{
 };
 use crate::{config::duration, shutdown};
 
-use list::{Checked, Field, Format, List, Mapping, Row, Rows, Source};
-use progress::{Looking, Progress, Watch};
+use list::{Field, Format, List, Mapping, Rows};
+use look::{hand_over, look, may_begin};
+use origin::Origin;
+use progress::{Progress, Watch};
 use report::{tell, tell_of_dry_run, write_failed};
 use results::{Again, Earlier, Results};
-use send::{Ended, Entry, Item, Purpose, Sending, Setup};
+use send::{Ended, Purpose, Sending, Setup};
 use tally::Tally;
 
 mod answer;
 pub mod list;
+mod look;
+mod origin;
 mod progress;
 mod report;
 mod results;
@@ -110,9 +112,6 @@ pub struct ImportArgs {
     #[command(flatten)]
     pub client: ClientArgs,
 }
-
-/// Problems of a list that are told one by one.
-const TOLD: usize = 20;
 
 /// Rows between the reader of the list and the sender.
 const READ_AHEAD: usize = 256;
@@ -333,153 +332,7 @@ fn results_path(args: &ImportArgs) -> Result<Option<PathBuf>, Failure> {
     }
 }
 
-/// Where the list comes from.
-enum Origin {
-    File(PathBuf),
-    /// Standard input, kept in a file without a name, as it is read more than once.
-    Kept(File),
-    Stdin,
-}
-
-impl Origin {
-    async fn of(args: &ImportArgs) -> Result<Self, Failure> {
-        if !args.is_stdin() {
-            return Ok(Self::File(args.file.clone()));
-        }
-        if args.no_check {
-            if args.failed.is_some() {
-                return Err(Failure::usage(
-                    "--failed reads the list again: not with --no-check from standard input",
-                ));
-            }
-            return Ok(Self::Stdin);
-        }
-        let kept = blocking(|| {
-            let mut kept = tempfile::tempfile()?;
-            io::copy(&mut io::stdin().lock(), &mut kept)?;
-            Ok::<_, io::Error>(kept)
-        });
-        let kept = kept.await?;
-        kept.map(Self::Kept)
-            .map_err(|error| Failure::try_again(format!("standard input can't be kept for its check: {error}")))
-    }
-
-    /// The list from its beginning.
-    fn source(&self) -> Result<Source, Failure> {
-        Ok(match self {
-            Self::File(path) => Source::File(path.clone()),
-            Self::Kept(file) => {
-                let again = |mut file: File| file.rewind().map(|()| file);
-                let file = file.try_clone().and_then(again);
-                Source::Spooled(file.map_err(|error| Failure::try_again(format!("standard input: {error}")))?)
-            }
-            Self::Stdin => Source::Stream(Box::new(io::stdin())),
-        })
-    }
-}
-
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
     let done = spawn_blocking(work).await;
     done.map_err(|lost| Failure::try_again(format!("something went wrong within: {lost}")))
-}
-
-/// Looks at the whole list, and at the results that it has already.
-async fn look(rows: Rows, earlier: Arc<Earlier>) -> Result<Checked, Failure> {
-    let looked = blocking(move || {
-        let mut known = 0;
-        let mut other = None;
-        let mut told = 0;
-        let begun = Looking::start();
-        let checked = list::check(
-            rows,
-            &mut |row| match earlier.of(row.line, &row.crk) {
-                Ok(found) => known += usize::from(found.is_some()),
-                Err(line) => other = other.or(Some(line)),
-            },
-            &mut |problem| {
-                told += 1;
-                if told <= TOLD {
-                    begun.tell(&problem.to_string());
-                }
-            },
-            &mut |progress| begun.show(progress.rows),
-        );
-        begun.end();
-        let checked = checked?;
-        if told > TOLD {
-            complain(format_args!("and {} more", grouped((told - TOLD) as u64)));
-        }
-        match other {
-            Some(line) => Err(Failure::usage(another_list(line))),
-            None if known < earlier.len() => Err(Failure::usage(
-                "the results hold rows that the list does not have: they are another list's; give another path with --results",
-            )),
-            None => Ok(checked),
-        }
-    });
-    looked.await?
-}
-
-fn another_list(line: u64) -> String {
-    format!(
-        "line {line} of the list has another crk than its result: the results are another list's, or an older one's; give \
-         another path with --results"
-    )
-}
-
-/// Is the list good enough to begin? Tells how good it is.
-fn may_begin(args: &ImportArgs, checked: &Checked) -> bool {
-    let count = |count: u64, what: &str| (count > 0).then(|| format!("{} {what}", grouped(count)));
-    let parts = [
-        Some(format!("{} rows", grouped(checked.rows))),
-        count(checked.bad, "bad"),
-        count(checked.conflicts, "with a crk that is there already, with other data"),
-        count(checked.repeats, "that are there already, and add nobody"),
-        count(
-            checked.repeated_emails,
-            "with an e-mail address that is there already, with another crk",
-        ),
-        count(checked.empty, "empty ones left out"),
-    ];
-    complain(format_args!(
-        "{}",
-        parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
-    ));
-    let wrong = checked.bad + checked.conflicts;
-    if wrong == 0 || args.dry_run || args.skip_bad {
-        return true;
-    }
-    complain(format_args!(
-        "nothing was sent: mend the list, or send the rest of it with --skip-bad"
-    ));
-    false
-}
-
-/// Reads the list to its end and hands over what has no result yet.
-fn hand_over(rows: Rows, earlier: &Earlier, entries: &mpsc::Sender<Result<Entry, String>>) {
-    for row in rows {
-        let entry = match row {
-            Ok(row) => match earlier.of(row.line, &row.crk) {
-                Ok(Some(_)) => continue,
-                Ok(None) => Ok(entry(row)),
-                Err(line) => Err(another_list(line)),
-            },
-            Err(error) => Err(error.to_string()),
-        };
-        let is_last = entry.is_err();
-        if entries.blocking_send(entry).is_err() || is_last {
-            return;
-        }
-    }
-}
-
-fn entry(row: Row) -> Entry {
-    match row.content {
-        Ok(request) => Entry::Row(Item {
-            line: row.line,
-            request,
-            tries: 0,
-        }),
-        Err(why) => Entry::Bad(answer::bad(row.line, &row.crk, &why)),
-    }
 }
