@@ -2,8 +2,8 @@
 # Runs every check of this repository and stops at the first failure. Needs a Rust toolchain and a C compiler; what else
 # is missing it installs with apt where it may, or names. Tools go to target/tools, never outside of target/.
 #
-# With --long it also makes more of what is random, for about an hour: 500 kills, thousands of disks after a loss of
-# power, thousands of interleavings. SEED repeats a printed seed's choices.
+# With --long it also fuzzes, and makes more of what is random, for about an hour: 500 kills, thousands of disks after a
+# loss of power, thousands of interleavings. SEED repeats a printed seed's choices.
 set -euo pipefail
 cd "$(dirname "$0")"
 exec </dev/null
@@ -121,19 +121,11 @@ fi
 heading "mutants"
 "$python" tests/mutants.py
 
-heading "fuzzing"
-# It needs no nightly toolchain; but who has none is spared a build of several minutes. The tests above have run every
-# target over its corpus and some thousand random inputs.
 if [ -n "$long" ]; then
+  heading "fuzzing"
+  # The tests above have run every target over its corpus and some thousand random inputs.
   tests/fuzz.sh 60
-elif cargo +nightly --version >/dev/null 2>&1; then
-  tests/fuzz.sh 15
-else
-  skipped+=("fuzzing (tests/fuzz.sh; by itself only where a nightly toolchain is)")
-  printf 'SKIPPED: no nightly toolchain; tests/fuzz.sh runs it all the same\n'
-fi
 
-if [ -n "$long" ]; then
   heading "long runs"
   # long TEST VARIABLE=COUNT...: one test with more of what it counts, and all that it prints.
   long() {
