@@ -22,6 +22,7 @@ use crate::{
     limiter::{self, Limiter, shared::Account},
     metrics,
     sandbox::{self, Sandbox},
+    supervisor,
     surveylab::http::{self, Endpoint, EndpointError, HttpConfig, HttpSurveyLab},
 };
 
@@ -192,6 +193,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         tasks.clone(),
     ));
 
+    supervisor::tell(supervisor::State::Ready);
+
     // None of these ends before it is told to; if one does, the process is of no use any more.
     let ended = select! {
         () = shutdown.cancelled() => None,
@@ -201,6 +204,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         _ = &mut admin => Some(Error::Ended("admin server")),
     };
 
+    supervisor::tell(supervisor::State::Stopping);
     tracing::info!(timeout = ?args.drain_timeout, on_the_wire = dispatcher.on_the_wire(), "shutting down");
     let drained = timeout(args.drain_timeout, async {
         // First refuse and finish, while clients can still see why; then close the connections.
@@ -327,6 +331,7 @@ fn announce(config: &Config, listeners: &Listeners, sandbox: Option<&Sandbox>) {
         rate = %args.rate,
         burst = args.burst,
         version = env!("CARGO_PKG_VERSION"),
+        commit = env!("GATEWAY_COMMIT"),
         "listening"
     );
 }

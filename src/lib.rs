@@ -43,6 +43,7 @@ pub mod reload;
 pub mod sandbox;
 pub mod shutdown;
 pub mod socket;
+pub mod supervisor;
 pub mod surveylab;
 pub mod telemetry;
 

@@ -43,6 +43,7 @@ async fn run(command: Command) -> Exit {
         Command::MigrateLedger(args) => cli::migrate_ledger::run(args).await,
         Command::Status(args) => cli::status::run(args).await,
         Command::Healthcheck(args) => cli::healthcheck::run(args).await,
+        Command::Generate(command) => cli::generate::run(&command),
     }
 }
 

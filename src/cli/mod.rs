@@ -10,6 +10,7 @@ mod exit;
 mod figures;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
+pub mod generate;
 pub mod healthcheck;
 pub mod import;
 pub mod invitations;
@@ -24,9 +25,12 @@ pub mod usage;
 
 pub use exit::Exit;
 
+/// Version, commit and the day of the commit: `0.1.0 (0123456789ab, 2026-01-31)`.
+pub const VERSION: &str = env!("GATEWAY_VERSION");
+
 /// Adds respondents to SurveyLab surveys over gRPC: at most once per key, never faster than the account allows.
 #[derive(Parser, Debug)]
-#[command(version, propagate_version = true)]
+#[command(version = VERSION, propagate_version = true)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -44,4 +48,6 @@ pub enum Command {
     MigrateLedger(migrate_ledger::MigrateLedgerArgs),
     Status(status::StatusArgs),
     Healthcheck(healthcheck::HealthcheckArgs),
+    #[command(subcommand)]
+    Generate(generate::GenerateCommand),
 }

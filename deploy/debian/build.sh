@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Builds the Debian package from a release build, and prints its path. Needs cargo-deb: on PATH, in target/tools/cargo, or
+#     cargo install --locked cargo-deb --root target/tools/cargo
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+target=${CARGO_TARGET_DIR:-$PWD/target}
+export PATH=$PATH:$PWD/target/tools/cargo/bin
+command -v cargo-deb >/dev/null || {
+  printf 'cargo-deb is missing: cargo install --locked cargo-deb --root target/tools/cargo\n' >&2
+  exit 1
+}
+# All files bear the time of the commit: the same commit gives the same package.
+if [ -z "${SOURCE_DATE_EPOCH:-}" ]; then
+  SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null) || SOURCE_DATE_EPOCH=0
+  export SOURCE_DATE_EPOCH
+fi
+
+cargo build --release --locked --bin surveylab-gateway >&2
+binary=$target/release/surveylab-gateway
+
+# Where the asset list of Cargo.toml looks for them.
+generated=$target/package
+rm -rf "$generated"
+mkdir -p "$generated/completions"
+"$binary" generate man "$generated/man"
+for shell in bash zsh fish; do
+  "$binary" generate completions "$shell" >"$generated/completions/$shell"
+done
+
+cargo deb --no-build --locked --quiet --output "$target/debian/" >&2
+ls -t "$target"/debian/surveylab-gateway_*.deb | head -1

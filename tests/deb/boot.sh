@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Within new namespaces: makes the throw-away system, and becomes its systemd, which runs tests/deb/inside.sh.
+set -euo pipefail
+scratch=$1 package=$2 tests=$3
+
+mount --make-rprivate /
+mount -t tmpfs -o mode=755 tmpfs "$scratch"
+mkdir "$scratch"/{upper,work,root}
+mount -t overlay overlay -o "lowerdir=/,upperdir=$scratch/upper,workdir=$scratch/work" "$scratch/root"
+# What the new root hides from here on is still needed once.
+exec 3>&1
+cd "$scratch/root"
+mount -t proc proc proc
+# It shares the kernel with this machine, and must not set it.
+mount --bind proc/sys proc/sys
+mount -o remount,bind,ro proc/sys
+mount -t sysfs -o ro sysfs sys
+mount -t cgroup2 cgroup2 sys/fs/cgroup
+mount -t tmpfs -o mode=755 tmpfs run
+mount -t tmpfs tmpfs tmp
+mount -t tmpfs -o mode=755 tmpfs dev
+for device in null zero full random urandom tty; do
+  touch "dev/$device"
+  mount --bind "/dev/$device" "dev/$device"
+done
+mkdir dev/shm dev/pts
+ln -s /proc/self/fd dev/fd
+ip link set lo up
+
+mkdir -p opt/deb
+cp "$package" opt/deb/package.deb
+cp "$tests"/inside.sh "$tests"/restrictions.py opt/deb/
+mkfifo opt/deb/output
+# Other services of this machine have no business here.
+find etc/systemd/system -mindepth 1 -delete
+for unit in systemd-sysctl systemd-udevd systemd-udev-trigger systemd-modules-load systemd-timesyncd systemd-logind \
+  systemd-networkd systemd-random-seed systemd-remount-fs; do
+  ln -s /dev/null "etc/systemd/system/$unit.service"
+done
+for unit in systemd-udevd-control systemd-udevd-kernel avahi-daemon; do
+  ln -s /dev/null "etc/systemd/system/$unit.socket"
+done
+cat >etc/systemd/system/inside.service <<'END'
+[Unit]
+Wants=dbus.socket
+After=basic.target dbus.socket
+SuccessAction=exit-force
+FailureAction=exit-force
+[Service]
+Type=oneshot
+ExecStart=/bin/bash /opt/deb/inside.sh
+StandardOutput=file:/opt/deb/output
+StandardError=inherit
+TimeoutStartSec=5min
+END
+printf '[Unit]\nRequires=basic.target\nWants=inside.service\n' >etc/systemd/system/inside.target
+
+cat opt/deb/output >&3 &
+exec env -i container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+  setpriv --bounding-set=-sys_module,-sys_time,-sys_boot,-sys_rawio,-syslog,-audit_control,-wake_alarm \
+  chroot . /lib/systemd/systemd --system --unit=inside.target --log-target=journal --show-status=no
