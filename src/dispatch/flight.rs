@@ -254,6 +254,7 @@ impl Trip {
     /// Waits for a permit on the flight's terms, which get better when callers join. `None` once it is abandoned.
     async fn permit(&self) -> Option<Result<Permit, Refused>> {
         let flight = &self.landing.flight;
+        let begin = self.core.clock.now();
         loop {
             let terms = self.terms()?;
             let acquire = self.core.limiter.acquire(terms.lane, terms.until);
@@ -274,7 +275,11 @@ impl Trip {
             match got {
                 None => {}
                 Some(Err(Refused::WaitTooLong { .. })) if self.terms()?.until != terms.until => {}
-                got => return got,
+                Some(Ok(permit)) => {
+                    metrics::waited(terms.lane, begin.elapsed());
+                    return Some(Ok(permit));
+                }
+                refused => return refused,
             }
         }
     }

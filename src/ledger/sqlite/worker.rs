@@ -22,7 +22,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub(super) use self::session::Cause;
 use self::session::Session;
 use super::{checkpoint::Checkpoints, identity::Files};
-use crate::{invitation::Key, ledger::Error};
+use crate::{
+    invitation::Key,
+    ledger::{
+        Error,
+        census::{Change, Tally},
+    },
+};
 
 /// How many callers may have something waiting before further ones wait for a place.
 const QUEUE: usize = 4_096;
@@ -52,7 +58,8 @@ impl From<rusqlite::Error> for Fault {
 pub(super) trait Operation: Send + 'static {
     type Answer: Send + 'static;
 
-    fn run(&self, db: &Connection) -> Result<Self::Answer, Fault>;
+    /// What it changes of how keys stand is added to `change`, once nothing can fail any more that others of its batch survive.
+    fn run(&self, db: &Connection, change: &mut Change) -> Result<Self::Answer, Fault>;
 
     /// The key that it has claimed, going by its answer.
     fn claimed(&self, _: &Self::Answer) -> Option<Key> {
@@ -62,7 +69,7 @@ pub(super) trait Operation: Send + 'static {
 
 /// An operation on its way through the thread, whatever its answer's type.
 trait Step: Send {
-    fn run(&mut self, db: &Connection) -> rusqlite::Result<()>;
+    fn run(&mut self, db: &Connection, change: &mut Change) -> rusqlite::Result<()>;
     fn claimed(&self) -> Option<Key>;
     fn answer(self: Box<Self>);
     fn refuse(self: Box<Self>, why: &str);
@@ -75,8 +82,8 @@ struct Asked<O: Operation> {
 }
 
 impl<O: Operation> Step for Asked<O> {
-    fn run(&mut self, db: &Connection) -> rusqlite::Result<()> {
-        self.outcome = Some(match self.operation.run(db) {
+    fn run(&mut self, db: &Connection, change: &mut Change) -> rusqlite::Result<()> {
+        self.outcome = Some(match self.operation.run(db, change) {
             Ok(answer) => Ok(answer),
             Err(Fault::Record) => Err(Error::Unavailable("a record of this key can't be read".into())),
             Err(Fault::Batch(error)) => return Err(error),
@@ -112,16 +119,21 @@ pub(super) struct Role {
     /// The statement that begins a batch's transaction.
     pub begin: &'static str,
     pub max_batch: usize,
-    pub writes: bool,
+    /// For one that writes: where what it changes is summed up.
+    pub tally: Option<Arc<Tally>>,
     /// What its commits have to see to.
     pub checkpoints: Option<Checkpoints>,
 }
 
 impl Role {
+    pub(super) fn writes(&self) -> bool {
+        self.tally.is_some()
+    }
+
     /// Makes a connection one of this role.
     fn take_on(&self, db: &mut Connection) -> rusqlite::Result<()> {
         // SQLite opens a file that can't be written for reading. Such a connection would stay so when the file no longer is.
-        if self.writes && db.is_readonly(MAIN_DB)? {
+        if self.writes() && db.is_readonly(MAIN_DB)? {
             return Err(rusqlite::Error::SqliteFailure(
                 ffi::Error::new(ffi::SQLITE_READONLY),
                 None,
@@ -210,7 +222,7 @@ fn serve(mut session: Session, mut asked: mpsc::Receiver<Message>) {
     let mut batch = Vec::new();
     let mut last = 0;
     while asked.blocking_recv_many(&mut messages, session.role.max_batch) > 0 {
-        if session.role.writes && session.wrote && last >= COMPANY {
+        if session.role.writes() && session.wrote && last >= COMPANY {
             gather(&mut asked, &mut messages, session.role.max_batch);
         }
         last = messages.len();

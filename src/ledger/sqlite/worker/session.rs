@@ -19,7 +19,13 @@ use super::{
     },
     Role, Step,
 };
-use crate::{fail_point, invitation::Key};
+use crate::{
+    clock::Instant,
+    fail_point,
+    invitation::Key,
+    ledger::census::Change,
+    metrics::{self, Access},
+};
 
 /// Why a batch did not succeed.
 #[derive(Debug)]
@@ -176,13 +182,15 @@ impl Session {
             drop(mem::replace(&mut self.db, another));
             self.suspect = false;
         }
+        let begin = Instant::now();
         self.db.prepare_cached(self.role.begin)?.execute([])?;
         let changes = self.db.total_changes();
+        let mut change = Change::default();
         for key in &self.untold {
-            write::release(&self.db, key)?;
+            write::release(&self.db, key, &mut change)?;
         }
         for (index, step) in batch.iter_mut().enumerate() {
-            let ran = catch_unwind(AssertUnwindSafe(|| step.run(&self.db)));
+            let ran = catch_unwind(AssertUnwindSafe(|| step.run(&self.db, &mut change)));
             let cause = match ran {
                 Ok(Ok(())) => continue,
                 Ok(Err(error)) => Cause::Sqlite(error),
@@ -194,16 +202,22 @@ impl Session {
         self.fail_point(fail_point::Place::BeforeCommit);
         // Before, so that nothing is done to a ledger that is gone; and again, so that nobody is told of a commit to it, or of
         // what was read there.
-        if self.role.writes {
+        if self.role.writes() {
             self.files.verify()?;
         }
-        let proof = if self.role.writes && self.db.total_changes() == changes {
+        let proof = if self.role.writes() && self.db.total_changes() == changes {
             Proof::None
         } else {
             Proof::Works
         };
         self.db.prepare_cached("COMMIT")?.execute([])?;
         self.untold.clear();
+        if let Some(tally) = &self.role.tally
+            && let Proof::Works = proof
+        {
+            tally.apply(&change);
+            metrics::committed(batch.len(), begin.elapsed());
+        }
         if let Err(gone) = self.files.verify() {
             // Should the files come back, nobody is under way with these keys.
             self.untold = batch.iter().filter_map(|step| step.claimed()).collect();
@@ -214,7 +228,7 @@ impl Session {
     }
 
     fn fail_point(&self, place: fail_point::Place) {
-        if self.role.writes {
+        if self.role.writes() {
             fail_point::reached(place);
         }
     }
@@ -238,6 +252,11 @@ impl Session {
     /// Logs a failure, each kind once for as long as it lasts, and has the next check look again.
     pub(super) fn tell(&mut self, cause: &Cause, step: Option<usize>) {
         self.healthy.store(false, Ordering::Release);
+        metrics::ledger_failed(if self.role.writes() {
+            Access::Write
+        } else {
+            Access::Read
+        });
         let thread = self.role.name;
         let error = cause.to_string();
         match cause {
