@@ -302,7 +302,7 @@ pub fn response(http_status: u16) {
     responses(known.map_or("other", |(_, text)| text)).increment(1);
 }
 
-/// Measures how long a request waited for its permit.
+/// Measures how long a request that goes out now waited for its permit.
 pub fn waited(lane: Lane, wait: Duration) {
     let Some(usual) = usual() else { return };
     match lane {

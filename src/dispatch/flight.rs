@@ -254,7 +254,6 @@ impl Trip {
     /// Waits for a permit on the flight's terms, which get better when callers join. `None` once it is abandoned.
     async fn permit(&self) -> Option<Result<Permit, Refused>> {
         let flight = &self.landing.flight;
-        let begin = self.core.clock.now();
         loop {
             let terms = self.terms()?;
             let acquire = self.core.limiter.acquire(terms.lane, terms.until);
@@ -275,11 +274,7 @@ impl Trip {
             match got {
                 None => {}
                 Some(Err(Refused::WaitTooLong { .. })) if self.terms()?.until != terms.until => {}
-                Some(Ok(permit)) => {
-                    metrics::waited(terms.lane, begin.elapsed());
-                    return Some(Ok(permit));
-                }
-                refused => return refused,
+                got => return got,
             }
         }
     }

@@ -22,7 +22,6 @@ use crate::{
     invitation::{Failure, Fingerprint, Invitation, Key, Reason, Sent, Violation, validate},
     ledger::{self, Census, Doubt, Ledger, Query, Record, Resolution, Resolved, State},
     limiter::{Lane, Limiter},
-    metrics,
     surveylab::{Request, SurveyLab},
 };
 
@@ -287,10 +286,11 @@ impl Dispatcher {
         // Where nothing has to be waited for, the claim itself looks the key up: one step of the ledger instead of two.
         let in_time = call.until.is_none_or(|until| self.core.clock.now() <= until);
         let claims = in_time && self.core.new_lately.load(Ordering::Relaxed);
-        let permit = if claims { self.core.limiter.try_acquire() } else { None };
-        if permit.is_some() {
-            metrics::waited(call.lane, Duration::ZERO);
-        }
+        let permit = if claims {
+            self.core.limiter.try_acquire(call.lane)
+        } else {
+            None
+        };
         let mut elsewhere = None;
         if permit.is_none() {
             let looked_up = match within(call.deadline, self.core.ledger.look_up(&landing.flight.key)).await {

@@ -92,7 +92,7 @@ pub(super) const ALL: [(&str, Kind, &str); 32] = [
     (
         WAIT_SECONDS,
         Histogram(&WAITS),
-        "How long requests waited for their permit, by lane; 0 where none had to be waited for.",
+        "How long requests that went out had waited for their permit, by lane.",
     ),
     (
         EXPECTED_WAIT,
