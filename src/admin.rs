@@ -23,8 +23,9 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    clock::Clock,
     dispatch::Dispatcher,
-    limiter::Limiter,
+    grpc::Streams,
     metrics,
     socket::{self, Socket},
 };
@@ -39,7 +40,8 @@ const MAX_HEAD: usize = 16 * 1024;
 #[derive(Clone)]
 pub struct Admin {
     pub dispatcher: Dispatcher,
-    pub limiter: Limiter,
+    pub streams: Arc<Streams>,
+    pub clock: Clock,
 }
 
 /// All paths of the admin port.
@@ -102,7 +104,12 @@ async fn connection(stream: TcpStream, router: Router, patience: Duration, stop:
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     // Prometheus' text format, version 0.0.4.
     let format = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-    (format, metrics::render(&admin.limiter.snapshot()))
+    let standing = admin.dispatcher.standing().await;
+    metrics::show_serving(&standing.serving);
+    metrics::show_limiter(&standing.limiter);
+    metrics::show_ledger(&admin.dispatcher.census(), admin.clock.timestamp());
+    metrics::show_streams(admin.streams.open(), admin.streams.begun());
+    (format, metrics::render())
 }
 
 /// Ready while a call could be sent: not shutting down, and the ledger can write.

@@ -137,7 +137,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     let dispatcher = Dispatcher::new(
         Arc::new(surveylab),
         ledger.clone(),
-        limiter.clone(),
+        limiter,
         clock.clone(),
         dispatch::Settings {
             max_attempts: args.max_attempts.get(),
@@ -163,7 +163,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
             sandbox: sandbox.is_some(),
         },
     };
+    let streams = service.streams.clone();
     let routes = grpc::routes(service, &health)?;
+    metrics::show_build(config.ledger.kind());
     announce(&config, &listeners, sandbox.as_ref());
 
     let mut pacer = tasks.spawn(pacer.run());
@@ -183,7 +185,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     ));
     let admin = admin::router(Admin {
         dispatcher: dispatcher.clone(),
-        limiter: limiter.clone(),
+        streams,
+        clock: clock.clone(),
     });
     let mut admin = tasks.spawn(admin::serve(
         listeners.admin,

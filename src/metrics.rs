@@ -1,64 +1,73 @@
-//! All metric names, and nothing else that names one.
+//! What is counted and measured. The names are in [`names`], and nothing else names one.
+//!
+//! What changes by itself is read when somebody asks ([`show_limiter`] and the like, then [`render`]); the rest is counted as it
+//! happens, by handles that are kept: to look a metric up by its labels takes a microsecond.
 
 use std::{
     sync::{LazyLock, OnceLock},
     time::Duration,
 };
 
-use metrics::{Counter, Histogram, counter, gauge, histogram};
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_process::Collector;
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
-use crate::limiter::Snapshot;
+use crate::{
+    clock::Timestamp,
+    dispatch::Serving,
+    ledger::Census,
+    limiter::{Lane, Snapshot},
+    proto,
+};
+use names::{
+    ALL, ANSWER_NAMES, BATCH_SIZE, BUILD, BURST, CALL_SECONDS, CALLS, COMMIT_SECONDS, CONNECTIONS, CONNECTIONS_MADE,
+    DOUBTS, EXPECTED_WAIT, IN_FLIGHT, KEYS, Kind, LEDGER_ERRORS, LEDGER_UP, MAX_IN_FLIGHT, MAX_QUEUE, OLDEST_DOUBT,
+    OUTCOMES, PAUSE, PAUSED_SECONDS, PAUSES, RATE, READY, REPLICAS, REQUEST_SECONDS, REQUESTS, RESPONSES, STATUSES,
+    STREAMS, STREAMS_BEGUN, TOKENS, WAIT_SECONDS, WAITING,
+};
 
-const CALLS: &str = "surveylab_gateway_calls_total";
-const CALL_SECONDS: &str = "surveylab_gateway_call_duration_seconds";
-const REQUESTS: &str = "surveylab_gateway_surveylab_requests_total";
-const REQUEST_SECONDS: &str = "surveylab_gateway_surveylab_request_duration_seconds";
-const RATE: &str = "surveylab_gateway_rate_per_second";
-const PAUSE: &str = "surveylab_gateway_pause_seconds";
-const WAITING: &str = "surveylab_gateway_waiting_requests";
-const IN_FLIGHT: &str = "surveylab_gateway_requests_in_flight";
+mod names;
 
-const BUCKETS: [f64; 14] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0,
-];
+static PROMETHEUS: OnceLock<Prometheus> = OnceLock::new();
 
-static PROMETHEUS: OnceLock<PrometheusHandle> = OnceLock::new();
+struct Prometheus {
+    handle: PrometheusHandle,
+    /// The process's own: CPU time, memory, open files, start.
+    process: Collector,
+}
 
 /// Installs the process's recorder. Metrics recorded without it go nowhere.
 pub fn install() -> Result<(), BuildError> {
-    let handle = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &BUCKETS)?
-        .install_recorder()?;
-    metrics::describe_counter!(
-        CALLS,
-        "Calls answered, stream items included, by method, code and reason."
-    );
-    metrics::describe_histogram!(CALL_SECONDS, "From a call's arrival to its answer.");
-    metrics::describe_counter!(REQUESTS, "Requests made to SurveyLab, by what they came to.");
-    metrics::describe_histogram!(REQUEST_SECONDS, "From a request's first byte to its classified answer.");
-    metrics::describe_gauge!(RATE, "Requests a second: as configured, and as learned from 429s.");
-    metrics::describe_gauge!(PAUSE, "What is left of the pause after a 429.");
-    metrics::describe_gauge!(WAITING, "Requests waiting for a permit, by lane.");
-    metrics::describe_gauge!(IN_FLIGHT, "Requests between permit and answer.");
-    let _first_wins = PROMETHEUS.set(handle);
+    let mut builder = PrometheusBuilder::new();
+    for (name, kind, _) in &ALL {
+        if let Kind::Histogram(buckets) = kind {
+            builder = builder.set_buckets_for_metric(Matcher::Full((*name).into()), buckets)?;
+        }
+    }
+    let handle = builder.install_recorder()?;
+    for (name, kind, help) in &ALL {
+        match kind {
+            Kind::Counter => metrics::describe_counter!(*name, *help),
+            Kind::Gauge => metrics::describe_gauge!(*name, *help),
+            Kind::Histogram(_) => metrics::describe_histogram!(*name, *help),
+        }
+    }
+    let process = Collector::default();
+    process.describe();
+    let _first_wins = PROMETHEUS.set(Prometheus { handle, process });
+    LazyLock::force(&USUAL);
     Ok(())
 }
 
 /// The text that Prometheus scrapes.
-pub fn render(limiter: &Snapshot) -> String {
-    gauge!(RATE, "kind" => "configured").set(limiter.configured_rate);
-    gauge!(RATE, "kind" => "learned").set(limiter.learned_rate);
-    gauge!(PAUSE).set(limiter.pause.as_secs_f64());
-    gauge!(WAITING, "lane" => "unary").set(limiter.waiting_unary as f64);
-    gauge!(WAITING, "lane" => "stream").set(limiter.waiting_streams as f64);
-    gauge!(IN_FLIGHT).set(limiter.in_flight as f64);
+pub fn render() -> String {
     PROMETHEUS.get().map_or_else(String::new, |prometheus| {
-        prometheus.run_upkeep();
-        prometheus.render()
+        prometheus.process.collect();
+        prometheus.handle.run_upkeep();
+        prometheus.handle.render()
     })
 }
 
@@ -71,11 +80,79 @@ pub async fn upkeep(stop: CancellationToken) {
         loop {
             every.tick().await;
             if let Some(prometheus) = PROMETHEUS.get() {
-                prometheus.run_upkeep();
+                prometheus.handle.run_upkeep();
             }
         }
     };
     let _stopped = stop.run_until_cancelled(work).await;
+}
+
+/// Tells which program this is. The commit is the build's to tell.
+pub fn show_build(ledger: &'static str) {
+    let version = env!("CARGO_PKG_VERSION");
+    let commit = option_env!("GATEWAY_COMMIT").unwrap_or("unknown");
+    gauge!(BUILD, "version" => version, "commit" => commit, "ledger" => ledger).set(1);
+}
+
+/// Shows how the limiter stands.
+pub fn show_limiter(limiter: &Snapshot) {
+    gauge!(RATE, "kind" => "configured").set(limiter.configured_rate);
+    gauge!(RATE, "kind" => "learned").set(limiter.learned_rate);
+    gauge!(BURST).set(limiter.burst);
+    gauge!(TOKENS).set(limiter.tokens);
+    gauge!(PAUSE).set(limiter.pause.as_secs_f64());
+    counter!(PAUSES).absolute(limiter.pauses);
+    counter!(PAUSED_SECONDS).absolute(limiter.paused.as_secs());
+    gauge!(EXPECTED_WAIT, "lane" => "unary").set(limiter.unary_wait.as_secs_f64());
+    gauge!(EXPECTED_WAIT, "lane" => "stream").set(limiter.stream_wait.as_secs_f64());
+    gauge!(WAITING, "lane" => "unary").set(limiter.waiting_unary as f64);
+    gauge!(WAITING, "lane" => "stream").set(limiter.waiting_streams as f64);
+    gauge!(MAX_QUEUE).set(limiter.max_queue as f64);
+    gauge!(IN_FLIGHT).set(limiter.in_flight as f64);
+    gauge!(MAX_IN_FLIGHT).set(limiter.max_in_flight as f64);
+}
+
+/// Shows whether a call could be sent.
+pub fn show_serving(serving: &Serving) {
+    let (ready, ledger_up) = match serving {
+        Serving::Yes => (1, Some(1)),
+        // Then the ledger is not asked any more.
+        Serving::Draining => (0, None),
+        Serving::LedgerUnavailable(_) => (0, Some(0)),
+    };
+    gauge!(READY).set(ready);
+    if let Some(up) = ledger_up {
+        gauge!(LEDGER_UP).set(up);
+    }
+}
+
+/// Shows what the ledger holds. What is not known is left out: a 0 would be taken for true.
+pub fn show_ledger(census: &Census, now: Timestamp) {
+    for (state, keys) in [
+        ("pending", census.pending),
+        ("added", census.added),
+        ("failed", census.failed),
+        ("in_doubt", census.in_doubt),
+    ] {
+        if let Some(keys) = keys {
+            gauge!(KEYS, "state" => state).set(keys as f64);
+        }
+    }
+    if let Some(doubts) = census.in_doubt {
+        let age = census.oldest_doubt.map_or(0, |began| now.0.saturating_sub(began.0));
+        gauge!(DOUBTS).set(doubts as f64);
+        // A clock that was set back since makes it young, not younger than that.
+        gauge!(OLDEST_DOUBT).set(Duration::from_micros(age.try_into().unwrap_or_default()).as_secs_f64());
+    }
+    if let Some(replicas) = census.replicas {
+        gauge!(REPLICAS).set(replicas as f64);
+    }
+}
+
+/// Shows how many streams are under way, and how many there were.
+pub fn show_streams(open: usize, begun: u64) {
+    gauge!(STREAMS).set(open as f64);
+    counter!(STREAMS_BEGUN).absolute(begun);
 }
 
 /// By which method a call came.
@@ -111,40 +188,83 @@ impl Method {
     }
 }
 
-/// What is counted with every call and every request that go well. To look a metric up by its labels takes a microsecond.
+/// How the ledger is used.
+#[derive(Clone, Copy)]
+pub enum Access {
+    Read,
+    Write,
+}
+
+/// The handles of what is counted with every call.
 struct Usual {
     /// In the order of `Method::ALL`.
     calls: [(Counter, Histogram); 6],
-    added: Counter,
+    /// In the order of `ANSWER_NAMES`.
+    requests: [Counter; ANSWER_NAMES.len()],
     request_seconds: Histogram,
+    /// Of status 200.
+    ok: Counter,
+    outcomes: Outcomes,
+    unary_wait: Histogram,
+    stream_wait: Histogram,
+    batch_size: Histogram,
+    commit_seconds: Histogram,
+    ledger_errors: [Counter; 2],
+    connections: Gauge,
+    connections_made: Counter,
+}
+
+struct Outcomes {
+    added: Counter,
+    duplicate: Counter,
+    would_add: Counter,
 }
 
 /// Used only once there is a recorder.
-static USUAL: LazyLock<Usual> = LazyLock::new(|| Usual {
-    calls: Method::ALL.map(|method| {
-        (
-            calls(method, Code::Ok, String::new()),
-            histogram!(CALL_SECONDS, "method" => method.name()),
-        )
-    }),
-    added: requests("added"),
-    request_seconds: histogram!(REQUEST_SECONDS),
+static USUAL: LazyLock<Usual> = LazyLock::new(|| {
+    let outcome = |outcome| counter!(OUTCOMES, "outcome" => outcome);
+    let wait = |lane| histogram!(WAIT_SECONDS, "lane" => lane);
+    Usual {
+        calls: Method::ALL.map(|method| {
+            (
+                calls(method, Code::Ok, String::new()),
+                histogram!(CALL_SECONDS, "method" => method.name()),
+            )
+        }),
+        requests: ANSWER_NAMES.map(|answer| counter!(REQUESTS, "answer" => answer)),
+        request_seconds: histogram!(REQUEST_SECONDS),
+        ok: responses("200"),
+        outcomes: Outcomes {
+            added: outcome("added"),
+            duplicate: outcome("duplicate"),
+            would_add: outcome("would_add"),
+        },
+        unary_wait: wait("unary"),
+        stream_wait: wait("stream"),
+        batch_size: histogram!(BATCH_SIZE),
+        commit_seconds: histogram!(COMMIT_SECONDS),
+        ledger_errors: ["read", "write"].map(|operation| counter!(LEDGER_ERRORS, "operation" => operation)),
+        connections: gauge!(CONNECTIONS),
+        connections_made: counter!(CONNECTIONS_MADE),
+    }
 });
+
+fn usual() -> Option<&'static Usual> {
+    PROMETHEUS.get().map(|_| &*USUAL)
+}
 
 fn calls(method: Method, code: Code, reason: String) -> Counter {
     counter!(CALLS, "method" => method.name(), "code" => code_name(code), "reason" => reason)
 }
 
-fn requests(answer: &'static str) -> Counter {
-    counter!(REQUESTS, "answer" => answer)
+fn responses(status: &'static str) -> Counter {
+    counter!(RESPONSES, "status" => status)
 }
 
 /// Counts a call, or an item of a stream, that went well or failed with a code and a reason.
 pub fn call(method: Method, failed: Option<(Code, String)>, took: Duration) {
-    if PROMETHEUS.get().is_none() {
-        return;
-    }
-    let (good, seconds) = &USUAL.calls[method as usize];
+    let Some(usual) = usual() else { return };
+    let (good, seconds) = &usual.calls[method as usize];
     match failed {
         None => good.increment(1),
         Some((code, reason)) => calls(method, code, reason).increment(1),
@@ -152,16 +272,78 @@ pub fn call(method: Method, failed: Option<(Code, String)>, took: Duration) {
     seconds.record(took);
 }
 
+/// Counts what a call, or an item of a stream, came to that went well.
+pub fn outcome(outcome: proto::Outcome) {
+    let Some(Usual { outcomes, .. }) = usual() else { return };
+    match outcome {
+        proto::Outcome::Added => outcomes.added.increment(1),
+        proto::Outcome::Duplicate => outcomes.duplicate.increment(1),
+        proto::Outcome::WouldAdd => outcomes.would_add.increment(1),
+        proto::Outcome::Unspecified => {}
+    }
+}
+
 /// Counts a request that was made to SurveyLab, by what it came to.
 pub fn request(answer: &'static str, took: Duration) {
-    if PROMETHEUS.get().is_none() {
-        return;
+    let Some(usual) = usual() else { return };
+    if let Some(place) = ANSWER_NAMES.iter().position(|name| *name == answer) {
+        usual.requests[place].increment(1);
     }
-    match answer {
-        "added" => USUAL.added.increment(1),
-        other => requests(other).increment(1),
+    usual.request_seconds.record(took);
+}
+
+/// Counts an answer of SurveyLab by its HTTP status.
+pub fn response(http_status: u16) {
+    let Some(usual) = usual() else { return };
+    if http_status == 200 {
+        return usual.ok.increment(1);
     }
-    USUAL.request_seconds.record(took);
+    let known = STATUSES.iter().find(|(status, _)| *status == http_status);
+    responses(known.map_or("other", |(_, text)| text)).increment(1);
+}
+
+/// Measures how long a request that goes out now waited for its permit.
+pub fn waited(lane: Lane, wait: Duration) {
+    let Some(usual) = usual() else { return };
+    match lane {
+        Lane::Unary => usual.unary_wait.record(wait),
+        Lane::Stream(_) => usual.stream_wait.record(wait),
+    }
+}
+
+/// Measures a batch of the ledger that was committed.
+pub fn committed(steps: usize, took: Duration) {
+    let Some(usual) = usual() else { return };
+    usual.batch_size.record(steps as f64);
+    usual.commit_seconds.record(took);
+}
+
+/// Counts a batch of the ledger that failed.
+pub fn ledger_failed(access: Access) {
+    if let Some(usual) = usual() {
+        usual.ledger_errors[access as usize].increment(1);
+    }
+}
+
+/// A gRPC connection, counted until this is dropped.
+pub struct Connection(());
+
+impl Connection {
+    pub fn open() -> Self {
+        if let Some(usual) = usual() {
+            usual.connections.increment(1);
+            usual.connections_made.increment(1);
+        }
+        Self(())
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if let Some(usual) = usual() {
+            usual.connections.decrement(1);
+        }
+    }
 }
 
 /// The name of a code as gRPC's documentation writes it.

@@ -20,7 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     clock::{Clock, Instant, Timestamp},
     invitation::{Failure, Fingerprint, Invitation, Key, Reason, Sent, Violation, validate},
-    ledger::{self, Doubt, Ledger, Query, Record, Resolution, Resolved, State},
+    ledger::{self, Census, Doubt, Ledger, Query, Record, Resolution, Resolved, State},
     limiter::{Lane, Limiter},
     surveylab::{Request, SurveyLab},
 };
@@ -246,6 +246,11 @@ impl Dispatcher {
         records.map_err(|error| ledger_unavailable(&error, Sent::No))
     }
 
+    /// How many keys stand in which state, without asking the disk or the database: see [`Ledger::census`].
+    pub fn census(&self) -> Census {
+        self.core.ledger.census()
+    }
+
     /// Ends the doubt about a key with what a person found out.
     pub async fn resolve(&self, key: &Key, resolution: Resolution) -> Result<Resolved, Failure> {
         let at = self.core.clock.timestamp();
@@ -281,7 +286,11 @@ impl Dispatcher {
         // Where nothing has to be waited for, the claim itself looks the key up: one step of the ledger instead of two.
         let in_time = call.until.is_none_or(|until| self.core.clock.now() <= until);
         let claims = in_time && self.core.new_lately.load(Ordering::Relaxed);
-        let permit = if claims { self.core.limiter.try_acquire() } else { None };
+        let permit = if claims {
+            self.core.limiter.try_acquire(call.lane)
+        } else {
+            None
+        };
         let mut elsewhere = None;
         if permit.is_none() {
             let looked_up = match within(call.deadline, self.core.ledger.look_up(&landing.flight.key)).await {

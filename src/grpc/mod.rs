@@ -17,6 +17,7 @@ mod status;
 mod stream;
 
 pub use service::{About, Service};
+pub use stream::Streams;
 
 /// Bytes of one request. Every acceptable one is below 9 000, as SurveyLab's request line is; but one with all sixteen
 /// fields just over 2 048 characters of four bytes, which take 131 KB, can still be told all that is wrong with it.

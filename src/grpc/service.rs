@@ -65,7 +65,11 @@ impl Service {
             self.dispatcher.add(&call).await
         };
         match answer {
-            Ok(outcome) => Ok(convert::response(&crk, outcome)),
+            Ok(outcome) => {
+                let response = convert::response(&crk, outcome);
+                metrics::outcome(response.outcome());
+                Ok(response)
+            }
             Err(failure) => Err(status::status(&failure)),
         }
     }

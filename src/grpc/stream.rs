@@ -44,6 +44,11 @@ impl Streams {
         self.open.load(Ordering::Relaxed)
     }
 
+    /// How many there were.
+    pub fn begun(&self) -> u64 {
+        self.next.load(Ordering::Relaxed)
+    }
+
     fn begin(self: &Arc<Self>) -> Begun {
         self.open.fetch_add(1, Ordering::Relaxed);
         Begun {

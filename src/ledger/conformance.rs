@@ -1,5 +1,7 @@
 //! The contract of [`Ledger`] as tests, run against every backend.
 
+use std::time::Duration;
+
 use tempfile::TempDir;
 
 use super::{memory::Memory, postgres::Postgres, sqlite::Sqlite, *};
@@ -27,6 +29,16 @@ trait Backend: Sized {
 
     async fn start() -> Self;
     fn ledger(&self) -> &Self::Ledger;
+    /// The ledger's census with all steps that were answered before. Of one that only estimates some of it, without that.
+    async fn census(&self) -> Census {
+        let mut census = self.ledger().census();
+        // What was there at its start is counted beside all else.
+        while census.added.is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            census = self.ledger().census();
+        }
+        census
+    }
     /// From now on a claim of the crk `SPOILED` fails, with the batch it is in. False if nothing can fail here.
     fn spoil(&self) -> bool;
     /// The process dies, without closing the ledger, and another one opens it at `REOPENED_AT`, when nobody takes the first
@@ -137,6 +149,18 @@ impl Backend for InPostgres {
         true
     }
 
+    async fn census(&self) -> Census {
+        self.ledger.count().await.expect("counts");
+        let census = self.ledger.census();
+        assert_eq!(census.replicas.expect("are counted"), 1);
+        Census {
+            added: None,
+            failed: None,
+            replicas: None,
+            ..census
+        }
+    }
+
     async fn crash(self) -> Self {
         self.ledger.die().await;
         // The server may not have noticed yet, and still be at the last steps.
@@ -205,6 +229,8 @@ suite! {
     paging_survives_inserts
     a_crash_puts_claims_in_doubt_and_nothing_else
     every_reason_and_status_is_kept
+    every_step_shows_in_the_census
+    the_census_begins_with_what_was_there
     it_can_be_checked_and_closed_twice
 }
 
@@ -571,6 +597,91 @@ async fn every_reason_and_status_is_kept(backend: impl Backend) {
         let record = put(backend.ledger(), &key, settlement, 1).await;
         assert_eq!((record.last_error, record.notification), (Some(error), None));
     }
+}
+
+/// What a census tells of keys that are listed like this, as far as the backend tells it.
+pub(super) fn census_of<'a>(records: impl IntoIterator<Item = &'a Record>, as_in: Census) -> Census {
+    let mut change = census::Change::default();
+    for record in records {
+        change.comes(record.state, record.updated_at);
+    }
+    let tally = census::Tally::of_nothing();
+    tally.apply(&change);
+    let all = tally.census();
+    Census {
+        added: all.added.filter(|_| as_in.added.is_some()),
+        failed: all.failed.filter(|_| as_in.failed.is_some()),
+        ..all
+    }
+}
+
+async fn every_step_shows_in_the_census(backend: impl Backend) {
+    let ledger = backend.ledger();
+    let agrees = async || {
+        let census = backend.census().await;
+        assert_eq!(census, census_of(&all(ledger).await, census));
+        census
+    };
+    let counts = |census: Census| (census.pending, census.in_doubt, census.oldest_doubt.map(|at| at.0));
+    assert_eq!(counts(agrees().await), (Some(0), Some(0), None));
+    put(ledger, &key("added"), added(), 1).await;
+    put(ledger, &key("failed"), failed(), 2).await;
+    for (crk, at) in [("young", 9), ("old", 3), ("middle", 6)] {
+        put(ledger, &key(crk), in_doubt(), at).await;
+    }
+    assert_eq!(counts(agrees().await), (Some(0), Some(3), Some(4)));
+    let resend = |crk| Claim {
+        doubt: Doubt::Resend,
+        ..a_claim(&key(crk), 20)
+    };
+    // A claim hides the doubt, and a release shows it again.
+    ledger.claim(resend("old")).await.expect("claims");
+    ledger.claim(a_claim(&key("failed"), 20)).await.expect("claims");
+    assert_eq!(counts(agrees().await), (Some(2), Some(2), Some(7)));
+    ledger.release(&key("old")).await.expect("releases");
+    ledger
+        .settle(&key("failed"), in_doubt(), Timestamp(2))
+        .await
+        .expect("settles");
+    assert_eq!(counts(agrees().await), (Some(0), Some(4), Some(2)));
+    // What changes nothing is not counted.
+    ledger.release(&key("unknown")).await.expect("releases");
+    ledger
+        .settle(&key("added"), failed(), Timestamp(30))
+        .await
+        .expect("settles");
+    ledger.claim(a_claim(&key("middle"), 30)).await.expect("answers");
+    for (crk, resolution) in [("failed", Resolution::NotAdded), ("young", Resolution::Added)] {
+        for _ in 0..2 {
+            ledger
+                .resolve(&key(crk), resolution, Timestamp(40))
+                .await
+                .expect("resolves");
+        }
+    }
+    assert_eq!(counts(agrees().await), (Some(0), Some(2), Some(4)));
+}
+
+async fn the_census_begins_with_what_was_there<B: Backend>(backend: B) {
+    if !B::DURABLE {
+        return;
+    }
+    let ledger = backend.ledger();
+    for (crk, settlement, at) in [("1", added(), 1), ("2", failed(), 2), ("3", in_doubt(), 3)] {
+        put(ledger, &key(crk), settlement, at).await;
+    }
+    ledger.claim(a_claim(&key("4"), 5)).await.expect("claims");
+    let backend = backend.crash().await;
+    let ledger = backend.ledger();
+    // Perhaps before all is counted.
+    put(ledger, &key("5"), added(), 7).await;
+    ledger
+        .resolve(&key("3"), Resolution::Added, Timestamp(8))
+        .await
+        .expect("resolves");
+    let census = backend.census().await;
+    assert_eq!(census, census_of(&all(ledger).await, census));
+    assert_eq!((census.in_doubt, census.oldest_doubt), (Some(1), Some(REOPENED_AT)));
 }
 
 async fn it_can_be_checked_and_closed_twice(backend: impl Backend) {

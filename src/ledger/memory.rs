@@ -9,13 +9,26 @@ use std::{
 
 use futures_util::future::{BoxFuture, FutureExt};
 
-use super::{Claim, Claimed, Error, Ledger, Query, Record, Resolution, Resolved, Settlement, State, rules};
+use super::{
+    Census, Claim, Claimed, Error, Ledger, Query, Record, Resolution, Resolved, Settlement, State,
+    census::{Change, Tally},
+    rules,
+};
 use crate::{clock::Timestamp, invitation::Key};
 
 /// Every method is done under one lock, which no future holds across an await.
-#[derive(Default)]
 pub struct Memory {
     entries: Mutex<BTreeMap<Key, Entry>>,
+    tally: Tally,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self {
+            entries: Mutex::default(),
+            tally: Tally::of_nothing(),
+        }
+    }
 }
 
 /// A claim lies over what was known before it, so that a release uncovers that again. At least one of both is there.
@@ -48,6 +61,12 @@ impl Memory {
             Ok(grant) => grant,
             Err(record) => return Claimed::No(record.clone()),
         };
+        let mut change = Change::default();
+        if let Some(known) = known {
+            change.goes(known.state, known.updated_at);
+        }
+        change.comes(State::Pending, claim.at);
+        self.tally.apply(&change);
         let record = Record {
             key: claim.key.clone(),
             fingerprint: claim.fingerprint,
@@ -71,6 +90,10 @@ impl Memory {
         let Some(entry) = entries.get_mut(key) else { return };
         let Some(pending) = entry.pending.take() else { return };
         let settled = rules::Settled::from(settlement);
+        let mut change = Change::default();
+        change.goes(State::Pending, pending.updated_at);
+        change.comes(settled.state, at);
+        self.tally.apply(&change);
         entry.settled = Some(Record {
             state: settled.state,
             created_at: rules::created_at(pending.created_at, at),
@@ -85,10 +108,14 @@ impl Memory {
     fn release_now(&self, key: &Key) {
         let mut entries = self.entries();
         let Some(entry) = entries.get_mut(key) else { return };
-        entry.pending = None;
-        if entry.settled.is_none() {
-            entries.remove(key);
+        let Some(pending) = entry.pending.take() else { return };
+        let mut change = Change::default();
+        change.goes(State::Pending, pending.updated_at);
+        match &entry.settled {
+            Some(settled) => change.comes(settled.state, settled.updated_at),
+            None => drop(entries.remove(key)),
         }
+        self.tally.apply(&change);
     }
 
     fn resolve_now(&self, key: &Key, resolution: Resolution, at: Timestamp) -> Resolved {
@@ -98,7 +125,11 @@ impl Memory {
         };
         match (&entry.pending, &mut entry.settled) {
             (None, Some(record)) if record.state == State::InDoubt => {
+                let mut change = Change::default();
+                change.goes(record.state, record.updated_at);
                 rules::resolve(record, resolution, at);
+                change.comes(record.state, at);
+                self.tally.apply(&change);
                 Resolved::Done(record.clone())
             }
             (Some(record), _) => Resolved::NotInDoubt(record.clone()),
@@ -165,6 +196,10 @@ impl Ledger for Memory {
 
     fn check(&self) -> BoxFuture<'_, Result<(), Error>> {
         ready(Ok(())).boxed()
+    }
+
+    fn census(&self) -> Census {
+        self.tally.census()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -7,9 +7,12 @@ pub mod moving;
 pub mod postgres;
 pub mod sqlite;
 
+mod census;
 #[cfg(test)]
 mod conformance;
 mod rules;
+
+pub use census::Census;
 
 use std::future::ready;
 
@@ -182,6 +185,14 @@ pub trait Ledger: Send + Sync + 'static {
 
     /// Could a claim be made durable now? Tells what a monitor asks; may try a write that changes no record.
     fn check(&self) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// How many keys stand in which state. Answers at once, from what this process keeps: it asks neither the disk nor another
+    /// process, so it also answers while those hang.
+    ///
+    /// Exact, with all steps that were answered before, where one process has the ledger to itself; what was there at its start
+    /// is counted in the background, and not told before. Where several processes share a ledger, it is as of some time ago,
+    /// 20 s at most while the ledger answers; `added` and `failed` are estimates then.
+    fn census(&self) -> Census;
 
     /// May a request go out now under a claim of this process? False once others may take this process for dead, and its
     /// claims be in doubt: by clocks of this process alone, so that the answer costs nothing, and with a margin. It may

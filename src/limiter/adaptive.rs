@@ -52,6 +52,9 @@ pub struct Adaptive {
     in_a_row: u32,
     pause_until: Option<Instant>,
     next_step: Option<Instant>,
+    /// Pauses that began, and how long all of them are together, the rest of the present one included.
+    pauses: u64,
+    paused: Duration,
 }
 
 /// What changed with a 429.
@@ -69,7 +72,22 @@ impl Adaptive {
             in_a_row: 0,
             pause_until: None,
             next_step: None,
+            pauses: 0,
+            paused: Duration::ZERO,
         }
+    }
+
+    /// How many pauses have begun, and how long has been paused so far.
+    pub fn pauses(&self, now: Instant) -> (u64, Duration) {
+        let left = self.pause_until(now).map_or(Duration::ZERO, |until| until - now);
+        (self.pauses, self.paused.saturating_sub(left))
+    }
+
+    fn pause(&mut self, until: Instant, now: Instant) {
+        let before = self.pause_until(now);
+        self.pauses += u64::from(before.is_none());
+        self.paused += until.saturating_duration_since(before.unwrap_or(now));
+        self.pause_until = Some(until);
     }
 
     pub fn share(&self) -> f64 {
@@ -102,7 +120,7 @@ impl Adaptive {
         let until = now + pause;
         let pause_changed = self.pause_until.is_none_or(|before| before < until) && !pause.is_zero();
         if pause_changed {
-            self.pause_until = Some(until);
+            self.pause(until, now);
         }
         let begin = self.pause_until.unwrap_or(now).max(now);
         self.next_step = (self.share < 1.0).then(|| begin + STEP_EVERY);
@@ -132,7 +150,7 @@ impl Adaptive {
         let before = self.pause_until(now).unwrap_or(now);
         let until = learnt.pause_until.unwrap_or(now);
         if until > before {
-            self.pause_until = Some(until);
+            self.pause(until, now);
         }
         Learned {
             rate_changed,
@@ -230,6 +248,28 @@ mod tests {
             shares.push((changed, (adaptive.share() * 100.0).round() as u32));
         }
         assert_eq!(shares, [(true, 80), (true, 90), (true, 100), (false, 100)]);
+    }
+
+    #[test]
+    fn pauses_are_counted_and_their_time_as_it_passes() {
+        let now = Instant::now();
+        let mut adaptive = Adaptive::new();
+        assert_eq!(adaptive.pauses(now), (0, s(0)));
+        adaptive.rate_limited(adaptive.epoch(), now, Some(s(10)));
+        assert_eq!(adaptive.pauses(now + s(4)), (1, s(4)));
+        // Makes the same pause longer.
+        adaptive.rate_limited(adaptive.epoch(), now + s(4), Some(s(10)));
+        assert_eq!(adaptive.pauses(now + s(10)), (1, s(10)));
+        assert_eq!(adaptive.pauses(now + s(100)), (1, s(14)));
+        let learnt = Learnt {
+            share: 0.5,
+            epoch: 9,
+            pause_until: Some(now + s(103)),
+            next_step: None,
+        };
+        adaptive.adopt(learnt, now + s(100));
+        adaptive.adopt(learnt, now + s(101));
+        assert_eq!(adaptive.pauses(now + s(101)), (2, s(15)));
     }
 
     #[test]

@@ -105,8 +105,16 @@ struct State {
 }
 
 struct Waiter {
+    came: Came,
     until: Option<Instant>,
     answer: oneshot::Sender<Result<Permit, Refused>>,
+}
+
+/// Where and when a request came to get its permit.
+#[derive(Clone, Copy)]
+struct Came {
+    lane: Lane,
+    at: Instant,
 }
 
 impl Limiter {
@@ -160,10 +168,11 @@ impl Limiter {
     }
 
     /// A permit, if one can be had without waiting and without passing anybody.
-    pub fn try_acquire(&self) -> Option<Permit> {
+    pub fn try_acquire(&self, lane: Lane) -> Option<Permit> {
         let now = Instant::now();
+        let came = Came { lane, at: now };
         let mut state = self.lock();
-        self.is_free(&state, now).then(|| self.give(&mut state, now))
+        self.is_free(&state, now).then(|| self.give(&mut state, came, now))
     }
 
     /// Refuses all who wait and all who come.
@@ -186,8 +195,9 @@ impl Limiter {
             return Err(Refused::ShuttingDown);
         }
         let now = Instant::now();
+        let came = Came { lane, at: now };
         if self.is_free(&state, now) && until.is_none_or(|until| now <= until) {
-            return Ok(Entered::Given(self.give(&mut state, now)));
+            return Ok(Entered::Given(self.give(&mut state, came, now)));
         }
         if state.lanes.len() >= self.shared.settings.max_queue {
             // There may be tokens, and no places in flight: then nobody knows how long it takes.
@@ -204,7 +214,7 @@ impl Limiter {
         }
         let was_empty = state.lanes.len() == 0;
         let (answer, answered) = oneshot::channel();
-        let ticket = state.lanes.push(lane, Waiter { until, answer });
+        let ticket = state.lanes.push(lane, Waiter { came, until, answer });
         drop(state);
         if was_empty {
             self.shared.wake.notify_one();
@@ -229,13 +239,14 @@ impl Limiter {
         state.permits < self.shared.settings.max_in_flight
     }
 
-    fn give(&self, state: &mut State, now: Instant) -> Permit {
+    fn give(&self, state: &mut State, came: Came, now: Instant) -> Permit {
         state.permits += 1;
         state.unsent += 1;
         self.ask_if_due(state, now);
         Permit {
             limiter: self.clone(),
             epoch: state.adaptive.epoch(),
+            came,
             given: now,
             has_token: false,
             is_answered: false,

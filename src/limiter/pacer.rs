@@ -70,7 +70,7 @@ impl Pacer {
                 return Turn::NotBefore(step.map_or(at, |step| at.min(step)));
             }
             if let Some(waiter) = state.lanes.pop() {
-                let permit = self.limiter.give(&mut state, now);
+                let permit = self.limiter.give(&mut state, waiter.came, now);
                 given.push((waiter, permit));
             }
         }

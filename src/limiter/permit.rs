@@ -2,13 +2,14 @@ use std::time::Duration;
 
 use tokio::{select, time::sleep_until};
 
-use super::{Limiter, adaptive::Epoch};
-use crate::clock::Instant;
+use super::{Came, Limiter, adaptive::Epoch};
+use crate::{clock::Instant, metrics};
 
 /// A place in flight, held until this is dropped, and the right to one token.
 pub struct Permit {
     pub(super) limiter: Limiter,
     pub(super) epoch: Epoch,
+    pub(super) came: Came,
     pub(super) given: Instant,
     pub(super) has_token: bool,
     pub(super) is_answered: bool,
@@ -48,6 +49,8 @@ impl Permit {
                         state.unsent -= 1;
                         state.learn_claim_time(ready - self.given);
                         self.has_token = true;
+                        drop(state);
+                        metrics::waited(self.came.lane, self.given - self.came.at);
                         return Ok(());
                     }
                     Err(at) => {

@@ -13,6 +13,10 @@ pub struct Snapshot {
     pub burst: u32,
     /// What is left of it; zero if there is none.
     pub pause: Duration,
+    /// Pauses that have begun since the start.
+    pub pauses: u64,
+    /// How long has been paused since the start.
+    pub paused: Duration,
     /// Tokens that nobody has a right to yet.
     pub tokens: f64,
     pub waiting_unary: usize,
@@ -34,6 +38,7 @@ impl Limiter {
         let state = self.lock();
         let settings = &self.shared.settings;
         let configured_rate = settings.rate.per_second();
+        let (pauses, paused) = state.adaptive.pauses(now);
         let wait = |ahead| state.likely(ahead, now).saturating_duration_since(now);
         Snapshot {
             configured_rate,
@@ -43,6 +48,8 @@ impl Limiter {
                 .adaptive
                 .pause_until(now)
                 .map_or(Duration::ZERO, |until| until - now),
+            pauses,
+            paused,
             tokens: (state.source.tokens(now) - state.unsent as f64).max(0.0),
             waiting_unary: state.lanes.unary_len(),
             waiting_streams: state.lanes.len() - state.lanes.unary_len(),

@@ -32,6 +32,7 @@ use super::{
 use crate::{
     clock::Clock,
     invitation::{Invitation, Violation},
+    metrics,
 };
 
 const USER_AGENT: &str = concat!("surveylab-gateway/", env!("CARGO_PKG_VERSION"));
@@ -140,6 +141,7 @@ impl HttpSurveyLab {
 
     async fn answer(&self, response: Response, request: &Request) -> Answer {
         let http_status = response.status().as_u16();
+        metrics::response(http_status);
         let head = Head {
             http_status,
             retry_after: response.headers().get(RETRY_AFTER).map(|value| value.as_bytes()),

@@ -132,6 +132,8 @@ fn each_outside_crate_has_its_place() {
             &["cli/", "config.rs", "main.rs", "dispatch/verdict.rs", "sandbox/"],
         ),
         ("governor", &["limiter/", "sandbox/"]),
+        ("metrics_exporter_prometheus", &["metrics.rs"]),
+        ("metrics_process", &["metrics.rs"]),
         ("csv_core", &["cli/import/"]),
         ("clap_complete", &["cli/generate.rs"]),
         ("clap_mangen", &["cli/generate.rs"]),
@@ -341,9 +343,10 @@ fn nothing_panics_but_where_a_comment_says_why_it_never_does() {
 }
 
 #[test]
-fn metrics_have_their_names_in_one_file() {
+fn metrics_have_their_names_in_one_place() {
     let macros = ["counter!(", "gauge!(", "histogram!(", "\"surveylab_gateway_"];
-    let found = breaches(|path, line| path != "metrics.rs" && macros.iter().any(|name| line.code.contains(name)));
+    let places = ["metrics.rs", "metrics/names.rs"];
+    let found = breaches(|path, line| !is_in(path, &places) && macros.iter().any(|name| line.code.contains(name)));
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 

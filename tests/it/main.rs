@@ -20,6 +20,7 @@ mod import;
 mod kills;
 mod layout;
 mod ledger_tools;
+mod metrics;
 mod migrate_ledger;
 mod packaging;
 mod parameters;

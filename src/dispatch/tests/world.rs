@@ -14,7 +14,7 @@ use tokio::{sync::Semaphore, task::JoinHandle, time::sleep};
 use super::super::*;
 use crate::{
     invitation::Respondent,
-    ledger::{Claim, Claimed, Error, Settlement, memory::Memory},
+    ledger::{Census, Claim, Claimed, Error, Settlement, memory::Memory},
     limiter, surveylab,
 };
 
@@ -113,6 +113,10 @@ impl Ledger for Unreliable {
             let _turn = self.checks.acquire().await.unwrap();
             self.ledger.check().await
         })
+    }
+
+    fn census(&self) -> Census {
+        self.ledger.census()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -20,7 +20,10 @@ use tonic::service::Routes;
 
 use self::places::{Calls, Place, Places};
 use super::receive::Receive;
-use crate::socket::{self, Socket};
+use crate::{
+    metrics,
+    socket::{self, Socket},
+};
 
 pub(super) mod places;
 mod preface;
@@ -96,6 +99,7 @@ pub async fn serve(listener: TcpListener, routes: Routes, limits: Limits, stop: 
         }
         is_full = place.is_spare;
         let connection = Connection {
+            _open: metrics::Connection::open(),
             routes: routes.clone(),
             limits,
             place,
@@ -110,6 +114,8 @@ pub async fn serve(listener: TcpListener, routes: Routes, limits: Limits, stop: 
 }
 
 struct Connection {
+    /// Counts it.
+    _open: metrics::Connection,
     routes: Routes,
     limits: Limits,
     place: Place,
@@ -120,6 +126,7 @@ struct Connection {
 impl Connection {
     async fn run(self, mut stream: TcpStream) {
         let Self {
+            _open,
             routes,
             limits,
             place,

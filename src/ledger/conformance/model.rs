@@ -287,6 +287,10 @@ async fn compare<B: Backend>(mut backend: B, turns: Vec<Turn>, pages: &[usize]) 
             Turn::Step(step) => {
                 let answer = step.ask(ledger, at).await.expect("answers");
                 assert_eq!(answer, model.apply(&step, at));
+                if at.0 % 5 == 0 {
+                    let census = backend.census().await;
+                    assert_eq!(census, census_of(model.records.values(), census));
+                }
             }
             Turn::List(query) => {
                 let listed = ledger.list(query.clone()).await.expect("answers");

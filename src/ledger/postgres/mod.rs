@@ -30,13 +30,14 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-use super::{Claim, Claimed, Error, Ledger, Query, Record, Resolution, Resolved, Settlement};
+use super::{Census, Claim, Claimed, Error, Ledger, Query, Record, Resolution, Resolved, Settlement};
 use crate::{
     clock::{Clock, Timestamp},
     invitation::Key,
     postgres::{self, Settings},
 };
 
+mod census;
 mod id;
 mod keeper;
 mod lease;
@@ -88,6 +89,7 @@ pub struct Postgres {
     writers: Vec<Writer>,
     reader: Reader,
     lister: Reader,
+    census: Arc<census::Last>,
     lease: Arc<Lease>,
     ended: broadcast::Sender<Id>,
     /// Has the keeper give the lease back.
@@ -142,10 +144,16 @@ impl Postgres {
         };
         let reader = read("surveylab-gateway read");
         let lister = read("surveylab-gateway list");
+        let census = Arc::<census::Last>::default();
+        spawn(
+            &tasks,
+            census::keep(census.clone(), lister.clone(), leave.clone()).boxed(),
+        );
         Ok(Self {
             writers,
             reader,
             lister,
+            census,
             lease,
             ended,
             leave,
@@ -153,6 +161,12 @@ impl Postgres {
             tasks,
             _end: end.drop_guard(),
         })
+    }
+
+    /// Takes a census now.
+    #[cfg(test)]
+    pub(super) async fn count(&self) -> Result<(), Error> {
+        self.census.renew(&self.lister).await
     }
 
     /// The writer of a key: always the same, so that its steps keep their order.
@@ -254,6 +268,10 @@ impl Ledger for Postgres {
             Ok(())
         }
         .boxed()
+    }
+
+    fn census(&self) -> Census {
+        self.census.get()
     }
 
     fn may_send(&self) -> bool {

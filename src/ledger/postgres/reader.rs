@@ -11,13 +11,15 @@ use tokio::{
 use tokio_postgres::{Client, Statement};
 
 use super::{
+    census,
     id::Id,
     link::{Link, Session, Statements, plan_by_keys},
     read::{self, LOOK_UP, Standing},
 };
 use crate::{
     invitation::Key,
-    ledger::{Error, Query, Record},
+    ledger::{Census, Error, Query, Record},
+    metrics::{self, Access},
     postgres::describe,
 };
 
@@ -38,6 +40,7 @@ enum Question {
     /// The key, and who asks.
     Watch(Key, Id, Answer<Option<Id>>),
     List(Query, Answer<Vec<Record>>),
+    Census(Answer<Census>),
     Probe(Answer<()>),
     Stop,
 }
@@ -50,6 +53,7 @@ impl Question {
             Self::LookUp(_, answer) => drop(answer.send(Err(error))),
             Self::Watch(_, _, answer) => drop(answer.send(Err(error))),
             Self::List(_, answer) => drop(answer.send(Err(error))),
+            Self::Census(answer) => drop(answer.send(Err(error))),
             Self::Probe(answer) => drop(answer.send(Err(error))),
             Self::Stop => {}
         }
@@ -72,7 +76,8 @@ impl Statements for Reading {
     }
 }
 
-/// The handle of the task, which ends when this is dropped.
+/// The handle of the task, which ends when all of these are dropped. All clones are one.
+#[derive(Clone)]
 pub(super) struct Reader {
     queue: mpsc::Sender<Question>,
 }
@@ -105,6 +110,10 @@ impl Reader {
         self.ask(|answer| Question::List(query, answer)).await
     }
 
+    pub(super) async fn census(&self) -> Result<Census, Error> {
+        self.ask(Question::Census).await
+    }
+
     pub(super) async fn probe(&self) -> Result<(), Error> {
         self.ask(Question::Probe).await
     }
@@ -129,6 +138,7 @@ async fn serve(mut link: Link<Reading>, mut asked: mpsc::Receiver<Question>) {
             let session = match link.session().await {
                 Ok(session) => session,
                 Err(error) => {
+                    metrics::ledger_failed(Access::Read);
                     let why = error.to_string();
                     questions.drain(..).for_each(|question| question.refuse(&why));
                     break;
@@ -141,6 +151,7 @@ async fn serve(mut link: Link<Reading>, mut asked: mpsc::Receiver<Question>) {
             };
             link.sever();
             if tries == 0 {
+                metrics::ledger_failed(Access::Read);
                 questions.drain(..).for_each(|question| question.refuse(&lost));
             }
         }
@@ -175,6 +186,7 @@ async fn answer(session: &Session<Reading>, questions: &mut Vec<Question>) -> Re
             }
             (Question::Watch(_, _, answer), Ok(Found::Claim(claim))) => drop(answer.send(Ok(claim))),
             (Question::List(_, answer), Ok(Found::Page(page))) => drop(answer.send(page)),
+            (Question::Census(answer), Ok(Found::Census(census))) => drop(answer.send(Ok(census))),
             (Question::Probe(answer), Ok(_)) => drop(answer.send(Ok(()))),
             (Question::Stop, _) => {}
             (question, Err(error)) if error.as_db_error().is_none() => {
@@ -193,6 +205,7 @@ enum Found {
     Nothing,
     Claim(Option<Id>),
     Page(Result<Vec<Record>, Error>),
+    Census(Census),
 }
 
 async fn ask(client: &Client, statements: &Reading, question: &Question) -> Result<Found, tokio_postgres::Error> {
@@ -205,6 +218,7 @@ async fn ask(client: &Client, statements: &Reading, question: &Question) -> Resu
             Found::Claim(row.map(|row| row.try_get(0)).transpose()?)
         }
         Question::List(query, _) => Found::Page(read::list(client, query).await?.map_err(Error::from)),
+        Question::Census(_) => Found::Census(census::take(client).await?),
         Question::Probe(_) => {
             client.batch_execute("SELECT 1").await?;
             Found::Nothing

@@ -19,7 +19,11 @@ use tokio::{sync::mpsc, time::timeout};
 pub(super) use self::step::{Asked, Resolve, Settle, Step};
 use self::transaction::{Failure, Session};
 use super::{lease::Lease, link::Link, write::Writing};
-use crate::ledger::Error;
+use crate::{
+    clock::Instant,
+    ledger::Error,
+    metrics::{self, Access},
+};
 
 /// How many callers may have something waiting before further ones wait for a place.
 const QUEUE: usize = 4_096;
@@ -133,8 +137,12 @@ impl Task {
             if part.is_empty() {
                 continue;
             }
+            let begin = Instant::now();
             match self.session.transact(&mut part).await {
-                Ok(()) => self.works(),
+                Ok(()) => {
+                    metrics::committed(part.len(), begin.elapsed());
+                    self.works();
+                }
                 // In halves, so that the one bad step is found in few transactions, and has only itself refused.
                 Err(failure) if failure.is_of_one_step() && part.len() > 1 => {
                     parts.push(part.split_off(part.len() / 2));
@@ -160,6 +168,7 @@ impl Task {
 
     fn fails(&mut self, failure: &Failure) {
         self.healthy.store(false, Ordering::Release);
+        metrics::ledger_failed(Access::Write);
         if !mem::replace(&mut self.failed, true) {
             tracing::error!(error = failure.why(), "the ledger failed");
         }

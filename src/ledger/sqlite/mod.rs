@@ -1,6 +1,6 @@
 //! The embedded ledger: one SQLite file, owned by one process.
 //!
-//! Four threads, each with a connection of its own: one writes, in transactions that many callers share; one looks
+//! Four threads, each with a connection of its own (a fifth counts the keys at the start, and ends): one writes, in transactions that many callers share; one looks
 //! keys up beside it; one lists, so that no listing holds up a look-up; one works the WAL off. A commit is in the WAL's
 //! index when it is acknowledged, and a read transaction begins after its question came in, so a look-up sees every step
 //! that was acknowledged before it.
@@ -11,13 +11,14 @@ use std::{path::Path, sync::Arc, time::SystemTime};
 
 use futures_util::future::{BoxFuture, FutureExt};
 
-use super::{Claim, Claimed, Error, Ledger, Query, Record, Resolution, Resolved, Settlement};
+use super::{Census, Claim, Claimed, Error, Ledger, Query, Record, Resolution, Resolved, Settlement, census::Tally};
 use crate::{
     clock::{Clock, Timestamp},
     invitation::Key,
 };
 
 mod checkpoint;
+mod count;
 mod file;
 mod identity;
 pub mod maintenance;
@@ -29,6 +30,7 @@ mod worker;
 mod write;
 
 use checkpoint::Checkpointer;
+use count::{Counter, Snapshot};
 use file::Place;
 use identity::Files;
 use worker::{Cause, Role, Worker};
@@ -39,10 +41,12 @@ const MAX_BATCH: usize = 1_024;
 /// A ledger in an SQLite file. See the module.
 pub struct Sqlite {
     // In the order in which they are to end: SQLite checkpoints, and removes the WAL, with the last connection.
+    counter: Counter,
     lister: Worker,
     reader: Worker,
     checkpointer: Checkpointer,
     writer: Worker,
+    tally: Arc<Tally>,
     last_written: Option<SystemTime>,
 }
 
@@ -71,13 +75,15 @@ impl Sqlite {
         let files = Arc::new(files);
         let connect = || files.connect().map_err(refused);
         let (reading, listing, checkpointing) = (connect()?, connect()?, connect()?);
+        let snapshot = Snapshot::take(connect()?).map_err(|error| refused(error.into()))?;
+        let tally = Arc::new(Tally::default());
 
         let failed = |error| Error::Unavailable(format!("{}: no thread for it: {error}", path.display()));
         let read = |name, max_batch| Role {
             name,
             begin: "BEGIN",
             max_batch,
-            writes: false,
+            tally: None,
             checkpoints: None,
         };
         let lister = Worker::spawn(read("ledger-list", 1), files.clone(), listing, ()).map_err(failed)?;
@@ -88,15 +94,18 @@ impl Sqlite {
             // Takes the write lock at once: a transaction that read first could find that it may no more write.
             begin: "BEGIN IMMEDIATE",
             max_batch: MAX_BATCH,
-            writes: true,
+            tally: Some(tally.clone()),
             checkpoints: Some(checkpointer.checkpoints()),
         };
+        let counter = Counter::spawn(snapshot, tally.clone()).map_err(failed)?;
         let writer = Worker::spawn(write, files, writing, owner).map_err(failed)?;
         Ok(Self {
+            counter,
             lister,
             reader,
             checkpointer,
             writer,
+            tally,
             last_written,
         })
     }
@@ -147,8 +156,13 @@ impl Ledger for Sqlite {
         .boxed()
     }
 
+    fn census(&self) -> Census {
+        self.tally.census()
+    }
+
     fn close(&self) -> BoxFuture<'_, ()> {
         async {
+            self.counter.stop().await;
             // The last moment to say that the files are gone: with the process ends what it still has open.
             let _logged = self.reader.ask(read::Probe).await;
             self.lister.stop().await;

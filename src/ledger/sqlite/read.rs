@@ -6,7 +6,7 @@ use super::worker::{Fault, Operation};
 use crate::{
     clock::Timestamp,
     invitation::{Fingerprint, Key, Reason},
-    ledger::{LastError, Query, Record, State},
+    ledger::{LastError, Query, Record, State, census::Change},
 };
 
 // The columns in the order in which `decode` takes them.
@@ -20,7 +20,7 @@ pub(super) struct LookUp(pub Key);
 impl Operation for LookUp {
     type Answer = Option<Record>;
 
-    fn run(&self, db: &Connection) -> Result<Option<Record>, Fault> {
+    fn run(&self, db: &Connection, _: &mut Change) -> Result<Option<Record>, Fault> {
         match pending(db, &self.0)? {
             Some(record) => Ok(Some(record)),
             None => settled(db, &self.0),
@@ -49,7 +49,7 @@ pub(super) struct List(pub Query);
 impl Operation for List {
     type Answer = Vec<Record>;
 
-    fn run(&self, db: &Connection) -> Result<Vec<Record>, Fault> {
+    fn run(&self, db: &Connection, _: &mut Change) -> Result<Vec<Record>, Fault> {
         let query = &self.0;
         let pending = match query.state {
             None | Some(State::Pending) => page(db, query, &listing(query, Table::Pending))?,
@@ -165,7 +165,7 @@ pub(super) struct Probe;
 impl Operation for Probe {
     type Answer = ();
 
-    fn run(&self, db: &Connection) -> Result<(), Fault> {
+    fn run(&self, db: &Connection, _: &mut Change) -> Result<(), Fault> {
         Ok(db.query_row("SELECT id FROM probe", [], |_| Ok(()))?)
     }
 }

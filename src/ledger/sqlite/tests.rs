@@ -14,6 +14,7 @@ use super::{
 };
 use crate::ledger::{
     State,
+    census::Change,
     conformance::{FIRST, REOPENED_AT, a_claim, added, key},
 };
 
@@ -73,7 +74,7 @@ struct Sql(String);
 impl Operation for Sql {
     type Answer = ();
 
-    fn run(&self, db: &Connection) -> Result<(), Fault> {
+    fn run(&self, db: &Connection, _: &mut Change) -> Result<(), Fault> {
         Ok(db.execute_batch(&self.0)?)
     }
 }
@@ -349,7 +350,7 @@ struct Pragma(&'static str);
 impl Operation for Pragma {
     type Answer = String;
 
-    fn run(&self, db: &Connection) -> Result<String, Fault> {
+    fn run(&self, db: &Connection, _: &mut Change) -> Result<String, Fault> {
         let value = db.query_row(&format!("PRAGMA {}", self.0), [], |row| {
             row.get::<_, rusqlite::types::Value>(0)
         })?;

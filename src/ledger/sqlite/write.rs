@@ -9,7 +9,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     invitation::Key,
-    ledger::{self, Claimed, Record, Resolution, Resolved, Settlement, State, rules},
+    ledger::{self, Claimed, Record, Resolution, Resolved, Settlement, State, census::Change, rules},
 };
 
 const CLAIM: &str = "INSERT INTO pending (collector_id, crk, fingerprint, attempts, created_at, claimed_at) \
@@ -45,7 +45,7 @@ pub(super) struct Claim(pub ledger::Claim);
 impl Operation for Claim {
     type Answer = Claimed;
 
-    fn run(&self, db: &Connection) -> Result<Claimed, Fault> {
+    fn run(&self, db: &Connection, change: &mut Change) -> Result<Claimed, Fault> {
         let claim = &self.0;
         let settled = settled(db, &claim.key)?;
         let grant = match rules::grant(settled.as_ref(), claim) {
@@ -66,6 +66,10 @@ impl Operation for Claim {
         if inserted == 0 {
             return pending(db, &claim.key)?.map(Claimed::No).ok_or(Fault::Record);
         }
+        if let Some(settled) = &settled {
+            change.goes(settled.state, settled.updated_at);
+        }
+        change.comes(State::Pending, claim.at);
         Ok(Claimed::Yes {
             attempts: grant.attempts,
             was_in_doubt: grant.was_in_doubt,
@@ -86,7 +90,7 @@ pub(super) struct Settle {
 impl Operation for Settle {
     type Answer = ();
 
-    fn run(&self, db: &Connection) -> Result<(), Fault> {
+    fn run(&self, db: &Connection, change: &mut Change) -> Result<(), Fault> {
         let rules::Settled {
             state,
             last_error,
@@ -102,7 +106,10 @@ impl Operation for Settle {
             self.key.crk(),
         ])?;
         if settled > 0 {
-            release(db, &self.key)?;
+            db.prepare_cached(RELEASE)?
+                .execute((self.key.collector_id(), self.key.crk()))?;
+            change.goes(State::Pending, self.at);
+            change.comes(state, self.at);
         }
         Ok(())
     }
@@ -130,13 +137,20 @@ pub(super) struct Release(pub Key);
 impl Operation for Release {
     type Answer = ();
 
-    fn run(&self, db: &Connection) -> Result<(), Fault> {
-        Ok(release(db, &self.0)?)
+    fn run(&self, db: &Connection, change: &mut Change) -> Result<(), Fault> {
+        Ok(release(db, &self.0, change)?)
     }
 }
 
-pub(super) fn release(db: &Connection, key: &Key) -> rusqlite::Result<()> {
-    db.prepare_cached(RELEASE)?.execute((key.collector_id(), key.crk()))?;
+pub(super) fn release(db: &Connection, key: &Key, change: &mut Change) -> rusqlite::Result<()> {
+    let released = db.prepare_cached(RELEASE)?.execute((key.collector_id(), key.crk()))?;
+    if released > 0 {
+        change.goes(State::Pending, Timestamp(0));
+        // A record that can't be read any more is counted as gone: that is no reason not to release.
+        if let Ok(Some(settled)) = settled(db, key) {
+            change.comes(settled.state, settled.updated_at);
+        }
+    }
     Ok(())
 }
 
@@ -149,7 +163,7 @@ pub(super) struct Resolve {
 impl Operation for Resolve {
     type Answer = Resolved;
 
-    fn run(&self, db: &Connection) -> Result<Resolved, Fault> {
+    fn run(&self, db: &Connection, change: &mut Change) -> Result<Resolved, Fault> {
         if let Some(record) = pending(db, &self.key)? {
             return Ok(Resolved::NotInDoubt(record));
         }
@@ -159,6 +173,7 @@ impl Operation for Resolve {
         if record.state != State::InDoubt {
             return Ok(Resolved::NotInDoubt(record));
         }
+        let began = record.updated_at;
         rules::resolve(&mut record, self.resolution, self.at);
         let Record {
             state,
@@ -175,6 +190,8 @@ impl Operation for Resolve {
             last_error.map(|error| error.reason.code()),
             last_error.and_then(|error| error.http_status),
         ])?;
+        change.goes(State::InDoubt, began);
+        change.comes(state, self.at);
         Ok(Resolved::Done(record))
     }
 }
@@ -185,7 +202,7 @@ pub(super) struct Probe;
 impl Operation for Probe {
     type Answer = ();
 
-    fn run(&self, db: &Connection) -> Result<(), Fault> {
+    fn run(&self, db: &Connection, _: &mut Change) -> Result<(), Fault> {
         db.prepare_cached("UPDATE probe SET filler = zeroblob(16384)")?
             .execute([])?;
         db.prepare_cached("UPDATE probe SET filler = NULL")?.execute([])?;

@@ -636,7 +636,7 @@ async fn who_waits_for_an_answer_is_not_forgotten_when_none_is_needed_any_more()
     let life = answer.asked + answer.validity - came;
 
     advance(life - ms(46)).await;
-    let mut permit = limiter.try_acquire().unwrap();
+    let mut permit = limiter.try_acquire(Lane::Unary).unwrap();
     advance(ms(2)).await;
     // The other token ends before a claim would be done.
     let waits = tokio::spawn({

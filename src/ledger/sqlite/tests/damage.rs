@@ -210,7 +210,7 @@ struct Panic;
 impl Operation for Panic {
     type Answer = ();
 
-    fn run(&self, db: &Connection) -> Result<(), Fault> {
+    fn run(&self, db: &Connection, _: &mut Change) -> Result<(), Fault> {
         db.execute("UPDATE probe SET filler = x'01'", [])?;
         panic!("as the test wants it")
     }
@@ -221,7 +221,7 @@ struct Filler;
 impl Operation for Filler {
     type Answer = Option<Vec<u8>>;
 
-    fn run(&self, db: &Connection) -> Result<Option<Vec<u8>>, Fault> {
+    fn run(&self, db: &Connection, _: &mut Change) -> Result<Option<Vec<u8>>, Fault> {
         Ok(db.query_row("SELECT filler FROM probe", [], |row| row.get(0))?)
     }
 }

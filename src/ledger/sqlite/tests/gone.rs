@@ -150,7 +150,7 @@ async fn a_commit_whose_file_goes_meanwhile_is_not_acknowledged() {
         name: "ledger-write",
         begin: "BEGIN IMMEDIATE",
         max_batch: MAX_BATCH,
-        writes: true,
+        tally: Some(Arc::default()),
         checkpoints: None,
     };
     let writer = Worker::spawn(role, files, db, owner).expect("spawns");

@@ -10,7 +10,7 @@ use crate::{
     clock::Timestamp,
     dispatch::tests::interleavings::{history::Event, plan::Operation},
     invitation::Key,
-    ledger::{Claim, Claimed, Error, Ledger, Query, Record, Resolution, Resolved, Settlement},
+    ledger::{Census, Claim, Claimed, Error, Ledger, Query, Record, Resolution, Resolved, Settlement},
 };
 
 impl Line {
@@ -119,6 +119,10 @@ impl Ledger for Line {
 
     fn check(&self) -> BoxFuture<'_, Result<(), Error>> {
         self.world.memory.check()
+    }
+
+    fn census(&self) -> Census {
+        self.world.memory.census()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
