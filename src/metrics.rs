@@ -21,6 +21,8 @@ const RATE: &str = "surveylab_gateway_rate_per_second";
 const PAUSE: &str = "surveylab_gateway_pause_seconds";
 const WAITING: &str = "surveylab_gateway_waiting_requests";
 const IN_FLIGHT: &str = "surveylab_gateway_requests_in_flight";
+const BREAKER_OPEN: &str = "surveylab_gateway_breaker_open";
+const BREAKER_REJECTIONS: &str = "surveylab_gateway_breaker_rejections_total";
 
 const BUCKETS: [f64; 14] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0,
@@ -44,6 +46,14 @@ pub fn install() -> Result<(), BuildError> {
     metrics::describe_gauge!(PAUSE, "What is left of the pause after a 429.");
     metrics::describe_gauge!(WAITING, "Requests waiting for a permit, by lane.");
     metrics::describe_gauge!(IN_FLIGHT, "Requests between permit and answer.");
+    metrics::describe_gauge!(
+        BREAKER_OPEN,
+        "1 while calls fail because SurveyLab refuses every request, else 0."
+    );
+    metrics::describe_counter!(
+        BREAKER_REJECTIONS,
+        "Requests not made while the breaker was open, by reason."
+    );
     let _first_wins = PROMETHEUS.set(handle);
     Ok(())
 }
@@ -162,6 +172,16 @@ pub fn request(answer: &'static str, took: Duration) {
         other => requests(other).increment(1),
     }
     USUAL.request_seconds.record(took);
+}
+
+/// Tells whether the breaker is open.
+pub fn breaker_open(is_open: bool) {
+    gauge!(BREAKER_OPEN).set(f64::from(u8::from(is_open)));
+}
+
+/// Counts a request that was not made because the breaker is open.
+pub fn turned_away(reason: &'static str) {
+    counter!(BREAKER_REJECTIONS, "reason" => reason).increment(1);
 }
 
 /// The name of a code as gRPC's documentation writes it.

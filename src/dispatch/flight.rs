@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Added, Answer, Core, Outcome,
+    breaker::Pass,
     in_flight::{Landing, Progress},
     verdict::{Again, LATER, Verdict},
 };
@@ -192,13 +193,27 @@ impl Trip {
         loop {
             let permit = match ready.take() {
                 Some(permit) => permit,
-                None => match self.permit().await? {
-                    Ok(permit) => permit,
-                    Err(refused) => return Some(Err(attempts.refused(refused))),
-                },
+                None => {
+                    if let Some(away) = self.core.breaker.turns_away(self.collector_id()) {
+                        return Some(Err(attempts.turned_away(away)));
+                    }
+                    match self.permit().await? {
+                        Ok(permit) => permit,
+                        Err(refused) => return Some(Err(attempts.refused(refused))),
+                    }
+                }
+            };
+            let pass = match self.core.breaker.enter(self.collector_id()) {
+                Ok(pass) => pass,
+                Err(away) => {
+                    // It has taken no token: the next one's turn comes at once.
+                    drop(permit);
+                    let known = self.known_without_a_claim(self.core.in_flight.doubt(&self.landing.flight));
+                    return Some(known.await.unwrap_or_else(|| Err(attempts.turned_away(away))));
+                }
             };
             let doubt = self.core.in_flight.commit(&self.landing.flight)?;
-            let again = match self.attempt(permit, doubt, &mut attempts).await {
+            let again = match self.attempt(permit, pass, doubt, &mut attempts).await {
                 Attempt::Answered(answer) => return Some(answer),
                 Attempt::Announced => return None,
                 Attempt::TooLate => Again::AfterPause,
@@ -225,7 +240,7 @@ impl Trip {
     }
 
     /// Claims, sends, settles.
-    async fn attempt(&self, mut permit: Permit, doubt: Doubt, attempts: &mut Attempts) -> Attempt {
+    async fn attempt(&self, mut permit: Permit, pass: Pass<'_>, doubt: Doubt, attempts: &mut Attempts) -> Attempt {
         fail_point::reached(Place::BeforeClaim);
         let (count, was_in_doubt) = match self.claim(doubt, attempts.elsewhere.as_ref()).await {
             Ok(Ours { count, was_in_doubt }) => (count, was_in_doubt),
@@ -262,6 +277,7 @@ impl Trip {
         let answer = self.core.surveylab.send(&self.request).await;
         fail_point::reached(Place::AfterAnswer);
         metrics::request(answer.name(), begin.elapsed());
+        pass.answered(&answer);
         if let surveylab::Answer::RateLimited { retry_after } = answer {
             permit.rate_limited(retry_after);
             drop(permit);
@@ -304,6 +320,10 @@ impl Trip {
                 Attempt::Again(again)
             }
         }
+    }
+
+    fn collector_id(&self) -> &str {
+        self.landing.flight.key.collector_id()
     }
 
     fn log(&self, answer: &surveylab::Answer) {

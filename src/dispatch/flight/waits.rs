@@ -4,6 +4,7 @@ use tokio::{pin, select, time::sleep};
 
 use super::{
     super::{
+        breaker::TurnedAway,
         in_flight::Terms,
         ledger_unavailable, retry,
         verdict::{Again, LATER},
@@ -14,6 +15,7 @@ use crate::{
     invitation::{Failure, Reason, Sent},
     ledger::Record,
     limiter::{Permit, Refused},
+    metrics,
 };
 
 /// What this call's attempts have come to so far.
@@ -108,5 +110,16 @@ impl Attempts {
         failure
             .unwrap_or_else(|| Failure::new(reason, self.sent))
             .retry_after(after)
+    }
+
+    /// The same where the breaker is open.
+    pub(super) fn turned_away(&self, away: TurnedAway) -> Failure {
+        metrics::turned_away(away.reason.as_str());
+        let failure = self.last.clone().unwrap_or_else(|| {
+            let mut failure = Failure::new(away.reason, self.sent);
+            failure.turned_away_after = Some(away.refusals);
+            failure
+        });
+        failure.retry_after(away.retry_after)
     }
 }
