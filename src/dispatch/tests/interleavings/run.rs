@@ -29,8 +29,8 @@ const EVER: Duration = Duration::from_secs(6 * 3600);
 
 /// Keys from here on are no plan's.
 const PROBES: u8 = 100;
-/// Nor is this one.
-const MENDS: u8 = 99;
+/// The last of them.
+const MENDS: u8 = u8::MAX;
 
 struct Process {
     line: Line,
