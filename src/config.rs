@@ -1,11 +1,15 @@
 //! Flags and environment of `serve`, made into one validated [`Config`].
 
-use std::{env, fmt, fs, net::SocketAddr, num::NonZeroU32, path::PathBuf, str::FromStr, time::Duration};
+use std::{env, fmt, net::SocketAddr, num::NonZeroU32, path::PathBuf, str::FromStr, time::Duration};
 
+use crate::{
+    dispatch::OnServerError,
+    postgres,
+    rate::Rate,
+    reload,
+    surveylab::{self, NOT_A_TOKEN, Tokens, http::Endpoint},
+};
 use clap::{Args, builder::BoolishValueParser};
-use secrecy::{ExposeSecret as _, SecretString};
-
-use crate::{dispatch::OnServerError, postgres, rate::Rate, surveylab::http::Endpoint};
 
 /// The ledger where none is named. What only the sandbox has seen must not count as added in SurveyLab, so a sandbox gets
 /// a file of its own.
@@ -20,7 +24,7 @@ const TOKEN_VARIABLE: &str = "SURVEYLAB_API_TOKEN";
 /// Every flag can be set in the environment; of both the flag holds.
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
-    /// File that holds SurveyLab's API token. The token itself may be given in the environment as SURVEYLAB_API_TOKEN,
+    /// File that holds SurveyLab's API token, read again when it changes. The token itself may be given in the environment as SURVEYLAB_API_TOKEN,
     /// never as a flag. Required, unless --sandbox.
     #[arg(long, env = "SURVEYLAB_API_TOKEN_FILE", value_name = "FILE", hide_env_values = true)]
     pub api_token_file: Option<PathBuf>,
@@ -122,6 +126,11 @@ pub struct ServeArgs {
     #[arg(long, env = "GATEWAY_ON_SERVER_ERROR", value_enum, default_value = "retry")]
     pub on_server_error: OnServerError,
 
+    /// After so many answers 401 or 400 in a row calls fail without a request, and one at a time tests whether it is mended;
+    /// 0: never.
+    #[arg(long, env = "GATEWAY_BREAKER_AFTER", value_name = "COUNT", default_value = "20")]
+    pub breaker_after: u32,
+
     /// How long a shutdown (SIGTERM, SIGINT) waits for what is on the wire.
     #[arg(long, env = "GATEWAY_DRAIN_TIMEOUT", value_name = "TIME", default_value = "25s", value_parser = duration)]
     pub drain_timeout: Duration,
@@ -200,7 +209,7 @@ impl fmt::Display for LedgerUrl {
 pub enum Upstream {
     SurveyLab {
         url: Endpoint,
-        token: SecretString,
+        token: Tokens,
     },
     /// The in-process fake.
     Sandbox,
@@ -227,7 +236,7 @@ pub enum Error {
     /// Without the path: people paste the token itself there.
     #[error("--api-token-file (SURVEYLAB_API_TOKEN_FILE): the file can't be read: {0}")]
     TokenFile(std::io::Error),
-    #[error("{0}: the token must be one line of visible ASCII characters, at most 1024")]
+    #[error("{0}: {NOT_A_TOKEN}")]
     BadToken(&'static str),
 }
 
@@ -251,26 +260,20 @@ impl TryFrom<ServeArgs> for Config {
     }
 }
 
-fn token(args: &ServeArgs) -> Result<SecretString, Error> {
+fn token(args: &ServeArgs) -> Result<Tokens, Error> {
     let in_environment = env::var_os(TOKEN_VARIABLE).filter(|token| !token.is_empty());
-    let (text, source) = match (&args.api_token_file, in_environment) {
-        (Some(_), Some(_)) => return Err(Error::TwoTokens),
-        (None, None) => return Err(Error::NoToken),
-        (None, Some(token)) => (token.into_string().unwrap_or_default(), TOKEN_VARIABLE),
-        (Some(path), None) => {
-            let text = fs::read_to_string(path).map_err(Error::TokenFile)?;
-            (text, "--api-token-file (SURVEYLAB_API_TOKEN_FILE)")
+    match (&args.api_token_file, in_environment) {
+        (Some(_), Some(_)) => Err(Error::TwoTokens),
+        (None, None) => Err(Error::NoToken),
+        (None, Some(token)) => {
+            let token = surveylab::api_token(&token.into_string().unwrap_or_default());
+            Ok(token.ok_or(Error::BadToken(TOKEN_VARIABLE))?.into())
         }
-    };
-    api_token(&text).ok_or(Error::BadToken(source))
-}
-
-/// The token that a text holds, if it is one.
-pub(crate) fn api_token(text: &str) -> Option<SecretString> {
-    let token = SecretString::from(text.trim().to_string());
-    let plain = token.expose_secret();
-    let is_token = !plain.is_empty() && plain.len() <= 1024 && plain.bytes().all(|b| b.is_ascii_graphic());
-    is_token.then_some(token)
+        (Some(path), None) => Tokens::open(path.clone()).map_err(|error| match error {
+            reload::Error::Read(error) => Error::TokenFile(error),
+            reload::Error::Parse(_) => Error::BadToken("--api-token-file (SURVEYLAB_API_TOKEN_FILE)"),
+        }),
+    }
 }
 
 fn at_most<const MAX: u32>(text: &str) -> Result<NonZeroU32, String> {

@@ -23,10 +23,10 @@ use crate::{
     proto,
 };
 use names::{
-    ALL, ANSWER_NAMES, BATCH_SIZE, BUILD, BURST, CALL_SECONDS, CALLS, COMMIT_SECONDS, CONNECTIONS, CONNECTIONS_MADE,
-    DOUBTS, EXPECTED_WAIT, IN_FLIGHT, KEYS, Kind, LEDGER_ERRORS, LEDGER_UP, MAX_IN_FLIGHT, MAX_QUEUE, OLDEST_DOUBT,
-    OUTCOMES, PAUSE, PAUSED_SECONDS, PAUSES, RATE, READY, REPLICAS, REQUEST_SECONDS, REQUESTS, RESPONSES, STATUSES,
-    STREAMS, STREAMS_BEGUN, TOKENS, WAIT_SECONDS, WAITING,
+    ALL, ANSWER_NAMES, BATCH_SIZE, BREAKER_OPEN, BREAKER_REJECTIONS, BUILD, BURST, CALL_SECONDS, CALLS, COMMIT_SECONDS,
+    CONNECTIONS, CONNECTIONS_MADE, DOUBTS, EXPECTED_WAIT, IN_FLIGHT, KEYS, Kind, LEDGER_ERRORS, LEDGER_UP,
+    MAX_IN_FLIGHT, MAX_QUEUE, OLDEST_DOUBT, OUTCOMES, PAUSE, PAUSED_SECONDS, PAUSES, RATE, READY, REPLICAS,
+    REQUEST_SECONDS, REQUESTS, RESPONSES, STATUSES, STREAMS, STREAMS_BEGUN, TOKENS, WAIT_SECONDS, WAITING,
 };
 
 mod names;
@@ -344,6 +344,20 @@ impl Drop for Connection {
             usual.connections.decrement(1);
         }
     }
+}
+
+/// Tells whether the breaker is open.
+pub fn breaker_open(is_open: bool) {
+    gauge!(BREAKER_OPEN).set(f64::from(u8::from(is_open)));
+    // There from the start, so that the first of its kind is a rise.
+    for reason in ["SURVEYLAB_UNAUTHORIZED", "SURVEYLAB_BAD_REQUEST"] {
+        counter!(BREAKER_REJECTIONS, "reason" => reason).increment(0);
+    }
+}
+
+/// Counts a request that was not made because the breaker is open.
+pub fn turned_away(reason: &'static str) {
+    counter!(BREAKER_REJECTIONS, "reason" => reason).increment(1);
 }
 
 /// The name of a code as gRPC's documentation writes it.

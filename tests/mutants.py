@@ -58,7 +58,7 @@ ALL = [
                 "            let added = Added { at, notification, attempts: count };\n"
                 "            self.landing.announce(Ok(Outcome::Added(added)));\n"
                 # Its own task could otherwise be the one that settles first.
-                "            sleep(Duration::from_millis(2)).await;\n"
+                "            tokio::time::sleep(std::time::Duration::from_millis(2)).await;\n"
                 "        }\n"
                 "        if let Recorded::Late = self.end(End::Settle(settlement, at), attempts.sent).await {",
             )

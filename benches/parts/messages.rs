@@ -94,7 +94,7 @@ pub fn answers(criterion: &mut Criterion) {
 fn surveylab() -> HttpSurveyLab {
     let config = HttpConfig {
         url: "http://127.0.0.1:1/webhook".parse().expect("a URL"),
-        token: SecretString::from("0123456789abcdef0123456789abcdef"),
+        token: SecretString::from("0123456789abcdef0123456789abcdef").into(),
         upstream_timeout: Duration::from_secs(30),
         connect_timeout: Duration::from_secs(10),
         max_in_flight: 1,

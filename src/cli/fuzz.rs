@@ -7,11 +7,11 @@ use secrecy::ExposeSecret as _;
 
 use super::{Cli, Command, client::Target, usage};
 use crate::{
-    config::{self, Config, LedgerUrl, ServeArgs, Upstream, duration},
+    config::{Config, LedgerUrl, ServeArgs, Upstream, duration},
     limiter,
     rate::Rate,
     sandbox,
-    surveylab::http::Endpoint,
+    surveylab::{self, http::Endpoint},
 };
 
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -37,6 +37,7 @@ pub fn settings(data: &[u8]) {
             | Command::Ledger(_)
             | Command::MigrateLedger(_)
             | Command::Status(_)
+            | Command::Generate(_)
             | Command::Healthcheck(_) => {}
         },
         Err(error) => {
@@ -127,7 +128,7 @@ pub fn setting(data: &[u8]) {
         assert!(!host.is_empty() && !host.contains('@'), "{written}");
         assert_eq!(written.parse(), Ok(endpoint));
     }
-    if let Some(token) = config::api_token(text) {
+    if let Some(token) = surveylab::api_token(text) {
         let token = token.expose_secret();
         assert_eq!(token, text.trim());
         assert!(matches!(token.len(), 1..=1024) && token.bytes().all(|b| (b'!'..=b'~').contains(&b)));

@@ -4,30 +4,34 @@
 use std::{
     panic::AssertUnwindSafe,
     pin::Pin,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use futures_util::{FutureExt as _, future::BoxFuture};
-use tokio::{pin, runtime::Handle, select, time::sleep};
+use tokio::{runtime::Handle, select};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Added, Answer, Core, Outcome,
-    in_flight::{Landing, Progress, Terms},
-    is_of_another, known, ledger_unavailable, retry, reused,
+    breaker::Pass,
+    in_flight::{Landing, Progress},
     verdict::{Again, LATER, Verdict},
 };
 use crate::{
-    clock::Timestamp,
     fail_point::{self, Place},
     invitation::{Failure, Reason, Sent},
-    ledger::{self, Claim, Claimed, Doubt, LastError, Record, Settlement, State},
-    limiter::{Permit, Refused},
+    ledger::{Doubt, LastError, Record, Settlement},
+    limiter::Permit,
     metrics,
     surveylab::{self, Request},
 };
+
+use claims::{End, NotOurs, Ours, Recorded};
+use waits::Attempts;
+
+mod claims;
+mod waits;
 
 /// One flight under way: owns the duty to land it.
 pub struct Trip {
@@ -74,15 +78,6 @@ impl Drop for UnderWay {
     }
 }
 
-/// What this call's attempts have come to so far.
-struct Attempts {
-    made: u32,
-    sent: Sent,
-    last: Option<Failure>,
-    /// Another process's claim that was waited for.
-    elsewhere: Option<Record>,
-}
-
 enum Attempt {
     Answered(Answer),
     /// Nothing was sent, and nothing counts: a pause began, or the rate fell, after the permit was given.
@@ -93,27 +88,6 @@ enum Attempt {
     Elsewhere(Record),
     /// The callers were told that the outcome could not be recorded; by now it is.
     Announced,
-}
-
-/// A claim that was made.
-struct Ours {
-    /// Which request of its key this is.
-    count: u32,
-    was_in_doubt: bool,
-}
-
-/// Why a claim was not made.
-enum NotOurs {
-    /// What those who wait are told.
-    Known(Answer),
-    /// Another process has the key claimed.
-    Elsewhere(Record),
-}
-
-/// How a claim ends.
-enum End {
-    Settle(Settlement, Timestamp),
-    Release,
 }
 
 impl Trip {
@@ -219,13 +193,27 @@ impl Trip {
         loop {
             let permit = match ready.take() {
                 Some(permit) => permit,
-                None => match self.permit().await? {
-                    Ok(permit) => permit,
-                    Err(refused) => return Some(Err(attempts.refused(refused))),
-                },
+                None => {
+                    if let Some(away) = self.core.breaker.turns_away(self.collector_id()) {
+                        return Some(Err(attempts.turned_away(away)));
+                    }
+                    match self.permit().await? {
+                        Ok(permit) => permit,
+                        Err(refused) => return Some(Err(attempts.refused(refused))),
+                    }
+                }
+            };
+            let pass = match self.core.breaker.enter(self.collector_id()) {
+                Ok(pass) => pass,
+                Err(away) => {
+                    // It has taken no token: the next one's turn comes at once.
+                    drop(permit);
+                    let known = self.known_without_a_claim(self.core.in_flight.doubt(&self.landing.flight));
+                    return Some(known.await.unwrap_or_else(|| Err(attempts.turned_away(away))));
+                }
             };
             let doubt = self.core.in_flight.commit(&self.landing.flight)?;
-            let again = match self.attempt(permit, doubt, &mut attempts).await {
+            let again = match self.attempt(permit, pass, doubt, &mut attempts).await {
                 Attempt::Answered(answer) => return Some(answer),
                 Attempt::Announced => return None,
                 Attempt::TooLate => Again::AfterPause,
@@ -251,36 +239,8 @@ impl Trip {
         }
     }
 
-    /// Waits for a permit on the flight's terms, which get better when callers join. `None` once it is abandoned.
-    async fn permit(&self) -> Option<Result<Permit, Refused>> {
-        let flight = &self.landing.flight;
-        loop {
-            let terms = self.terms()?;
-            let acquire = self.core.limiter.acquire(terms.lane, terms.until);
-            pin!(acquire);
-            let got = loop {
-                select! {
-                    biased;
-                    () = flight.abandoned.cancelled() => return None,
-                    got = &mut acquire => break Some(got),
-                    () = flight.improved.notified() => {
-                        // Only a better lane is worth the place in the queue.
-                        if self.terms()?.lane != terms.lane {
-                            break None;
-                        }
-                    }
-                }
-            };
-            match got {
-                None => {}
-                Some(Err(Refused::WaitTooLong { .. })) if self.terms()?.until != terms.until => {}
-                got => return got,
-            }
-        }
-    }
-
     /// Claims, sends, settles.
-    async fn attempt(&self, mut permit: Permit, doubt: Doubt, attempts: &mut Attempts) -> Attempt {
+    async fn attempt(&self, mut permit: Permit, pass: Pass<'_>, doubt: Doubt, attempts: &mut Attempts) -> Attempt {
         fail_point::reached(Place::BeforeClaim);
         let (count, was_in_doubt) = match self.claim(doubt, attempts.elsewhere.as_ref()).await {
             Ok(Ours { count, was_in_doubt }) => (count, was_in_doubt),
@@ -317,6 +277,7 @@ impl Trip {
         let answer = self.core.surveylab.send(&self.request).await;
         fail_point::reached(Place::AfterAnswer);
         metrics::request(answer.name(), begin.elapsed());
+        pass.answered(&answer);
         if let surveylab::Answer::RateLimited { retry_after } = answer {
             permit.rate_limited(retry_after);
             drop(permit);
@@ -361,126 +322,8 @@ impl Trip {
         }
     }
 
-    /// Makes the claim, or says why the key can't be had. `seen` is a claim of another process that was waited for.
-    async fn claim(&self, mut doubt: Doubt, seen: Option<&Record>) -> Result<Ours, NotOurs> {
-        let flight = &self.landing.flight;
-        loop {
-            let claim = Claim {
-                key: flight.key.clone(),
-                fingerprint: flight.fingerprint,
-                doubt,
-                at: self.core.clock.timestamp(),
-            };
-            match self.core.ledger.claim(claim).await {
-                Ok(Claimed::Yes { attempts, was_in_doubt }) => {
-                    self.core.in_flight.claimed(flight);
-                    return Ok(Ours {
-                        count: attempts,
-                        was_in_doubt,
-                    });
-                }
-                Ok(Claimed::No(record)) => {
-                    let wanted = self.core.in_flight.doubt(flight);
-                    if record.state == State::InDoubt && wanted == Doubt::Resend && doubt == Doubt::Hold {
-                        // Somebody who wants that has joined meanwhile.
-                        doubt = Doubt::Resend;
-                        continue;
-                    }
-                    self.core.new_lately.store(false, Ordering::Relaxed);
-                    if is_of_another(&record, flight.fingerprint, seen) {
-                        return Err(NotOurs::Elsewhere(record));
-                    }
-                    let answer = known(Some(&record), flight.fingerprint, doubt);
-                    return Err(NotOurs::Known(answer.unwrap_or_else(|| Err(reused()))));
-                }
-                Err(error) => {
-                    let answer = self.known_without_a_claim(doubt).await;
-                    let answer = answer.unwrap_or_else(|| Err(ledger_unavailable(&error, Sent::No)));
-                    return Err(NotOurs::Known(answer));
-                }
-            }
-        }
-    }
-
-    /// What a ledger that can't write knows of the key, where it was not asked before. A claim that is there all the same
-    /// is this flight's own, whose making could not be told.
-    async fn known_without_a_claim(&self, doubt: Doubt) -> Option<Answer> {
-        let flight = &self.landing.flight;
-        if flight.progress.borrow().is_decided() {
-            return None;
-        }
-        let record = self.core.ledger.look_up(&flight.key).await.ok()?;
-        known(
-            record.filter(|record| record.state != State::Pending).as_ref(),
-            flight.fingerprint,
-            doubt,
-        )
-    }
-
-    /// Lets the time pass that lies between two attempts. `Some(Some(_))` if there is no time for another one, `None` if
-    /// nobody waits any more.
-    async fn wait_again(&self, again: Again, attempts: &Attempts) -> Option<Option<Failure>> {
-        let flight = &self.landing.flight;
-        if !self.core.in_flight.uncommit(flight, attempts.last.clone()) {
-            return None;
-        }
-        let Again::After(asked) = again else {
-            return Some(None);
-        };
-        let wait = retry::backoff(attempts.made, asked);
-        let until = self.terms()?.until;
-        if until.is_some_and(|until| until < self.core.clock.now() + wait) {
-            return Some(Some(attempts.refused(Refused::WaitTooLong { after: wait })));
-        }
-        select! {
-            biased;
-            () = flight.abandoned.cancelled() => None,
-            () = self.core.closing.cancelled() => Some(Some(attempts.refused(Refused::ShuttingDown))),
-            () = sleep(wait) => Some(None),
-        }
-    }
-
-    /// Waits until another process is through with the key. `Some(Some(_))` if there is no time for it, `None` if nobody waits
-    /// any more.
-    async fn wait_for_another(&self, attempts: &Attempts) -> Option<Option<Failure>> {
-        let flight = &self.landing.flight;
-        select! {
-            biased;
-            () = flight.abandoned.cancelled() => None,
-            () = self.core.closing.cancelled() => Some(Some(attempts.refused(Refused::ShuttingDown))),
-            settled = self.core.ledger.settled(&flight.key) => {
-                Some(settled.err().map(|error| ledger_unavailable(&error, attempts.sent)))
-            }
-        }
-    }
-
-    /// Ends the claim durably. If the ledger can't, tells the callers so and goes on trying: the key stays under way here,
-    /// so that nobody sends again meanwhile.
-    async fn end(&self, end: End, sent: Sent) -> Recorded {
-        let key = &self.landing.flight.key;
-        let mut recorded = Recorded::Quietly;
-        let mut wait = Duration::from_millis(50);
-        loop {
-            let result = match &end {
-                End::Settle(settlement, at) => self.core.ledger.settle(key, settlement.clone(), *at).await,
-                End::Release => self.core.ledger.release(key).await,
-            };
-            let error: ledger::Error = match result {
-                Ok(()) => return recorded,
-                Err(error) => error,
-            };
-            if let Recorded::Quietly = recorded {
-                recorded = Recorded::Late;
-                let sent = if sent == Sent::No { Sent::No } else { Sent::Yes };
-                self.landing.announce(Err(ledger_unavailable(&error, sent)));
-            }
-            sleep(wait).await;
-            wait = (wait * 2).min(Duration::from_secs(2));
-        }
-    }
-
-    fn terms(&self) -> Option<Terms> {
-        self.core.in_flight.terms(&self.landing.flight)
+    fn collector_id(&self) -> &str {
+        self.landing.flight.key.collector_id()
     }
 
     fn log(&self, answer: &surveylab::Answer) {
@@ -498,27 +341,5 @@ impl Trip {
                 "SurveyLab refused or did not process a request"
             ),
         }
-    }
-}
-
-/// Was the outcome recorded before anyone was told?
-enum Recorded {
-    Quietly,
-    /// No: the callers were told that the ledger is unavailable.
-    Late,
-}
-
-impl Attempts {
-    /// What a call fails with when it may not wait for another attempt: with its last attempt's failure, if there was one.
-    fn refused(&self, refused: Refused) -> Failure {
-        let (reason, after) = match refused {
-            Refused::ShuttingDown => return Failure::new(Reason::ShuttingDown, self.sent).retry_after(LATER),
-            Refused::WaitTooLong { after } => (Reason::WaitTooLong, after),
-            Refused::QueueFull { after } => (Reason::QueueFull, after),
-        };
-        let failure = self.last.clone();
-        failure
-            .unwrap_or_else(|| Failure::new(reason, self.sent))
-            .retry_after(after)
     }
 }

@@ -25,12 +25,15 @@ use crate::{
     surveylab::{Request, SurveyLab},
 };
 
+use breaker::Breaker;
+pub use breaker::BreakerStanding;
 use flight::Trip;
 use in_flight::{Entered, InFlight, Lead, Observed, Progress, Seat};
 use standing::Checks;
 pub use standing::{Serving, Standing};
 pub use verdict::{LATER, OnServerError};
 
+mod breaker;
 mod flight;
 mod in_flight;
 mod retry;
@@ -48,6 +51,8 @@ pub struct Settings {
     /// How long a unary call without a deadline may wait for its permit.
     pub max_wait: Duration,
     pub on_server_error: OnServerError,
+    /// Refusals in a row (401, 400) after which calls fail without a request; 0: never.
+    pub breaker_after: u32,
 }
 
 /// A caller's wish to have a respondent added.
@@ -94,6 +99,7 @@ struct Core {
     surveylab: Arc<dyn SurveyLab>,
     ledger: Arc<dyn Ledger>,
     limiter: Limiter,
+    breaker: Breaker,
     clock: Clock,
     settings: Settings,
     in_flight: Arc<InFlight>,
@@ -116,11 +122,16 @@ impl Dispatcher {
         clock: Clock,
         settings: Settings,
     ) -> Self {
+        let breaker = {
+            let surveylab = surveylab.clone();
+            Breaker::new(settings.breaker_after, clock.clone(), move || surveylab.token_version())
+        };
         Self {
             core: Arc::new(Core {
                 surveylab,
                 ledger,
                 limiter,
+                breaker,
                 clock,
                 settings,
                 in_flight: Arc::default(),
@@ -281,11 +292,17 @@ impl Dispatcher {
         self.core.in_flight.committed()
     }
 
+    /// How the breaker stands, if calls fail because SurveyLab refuses every request.
+    pub fn breaker(&self) -> Option<BreakerStanding> {
+        self.core.breaker.standing()
+    }
+
     async fn lead(&self, lead: Lead, call: &Call) -> Option<Answer> {
         let Lead { seat, landing } = lead;
         // Where nothing has to be waited for, the claim itself looks the key up: one step of the ledger instead of two.
         let in_time = call.until.is_none_or(|until| self.core.clock.now() <= until);
-        let claims = in_time && self.core.new_lately.load(Ordering::Relaxed);
+        // With the breaker open only what the ledger does not know is turned away.
+        let claims = in_time && self.core.new_lately.load(Ordering::Relaxed) && !self.core.breaker.is_open();
         let permit = if claims {
             self.core.limiter.try_acquire(call.lane)
         } else {

@@ -8,6 +8,7 @@ use super::*;
 use crate::{ledger::Claim, limiter::StreamId, surveylab};
 use world::{Plan, UNAVAILABLE, World, doubtful, is_added, is_duplicate, ms, reason, scripted};
 
+mod breaker;
 mod interleavings;
 mod panics;
 mod standing;

@@ -132,6 +132,9 @@ pub fn status(failure: &Failure) -> Status {
     if failure.still_in_doubt {
         metadata.insert("state".into(), "IN_DOUBT".into());
     }
+    if failure.turned_away_after.is_some() {
+        metadata.insert("breaker".into(), "open".into());
+    }
     let mut details = ErrorDetails::with_error_info(failure.reason.as_str(), domain, metadata);
     if let Some(after) = failure.retry_after {
         details.set_retry_info(Some(after));
@@ -139,6 +142,12 @@ pub fn status(failure: &Failure) -> Status {
     let mut message = message.to_string();
     if let Some(words) = failure.notification.as_deref().filter(|words| !words.is_empty()) {
         message = format!("{message}. It said: {words}");
+    }
+    if let Some(refusals) = failure.turned_away_after {
+        message.push_str(&format!(
+            ". Nothing was sent for this call: the last {refusals} answers said so, and one call at a time tests whether it \
+             is mended"
+        ));
     }
     if failure.still_in_doubt {
         message.push_str(". The key stays in doubt: an earlier request may have added the respondent");

@@ -96,6 +96,8 @@ pub struct Failure {
     pub deadline_passed: bool,
     /// The key was in doubt before this call resent it, and still is: what became of the earlier request stays unknown.
     pub still_in_doubt: bool,
+    /// The breaker is open: nothing was sent for this call, as so many answers in a row had this reason.
+    pub turned_away_after: Option<u32>,
 }
 
 impl Failure {
@@ -108,6 +110,7 @@ impl Failure {
             notification: None,
             deadline_passed: false,
             still_in_doubt: false,
+            turned_away_after: None,
         }
     }
 

@@ -7,6 +7,9 @@ pub(super) const REQUESTS: &str = "surveylab_gateway_surveylab_requests_total";
 pub(super) const REQUEST_SECONDS: &str = "surveylab_gateway_surveylab_request_duration_seconds";
 pub(super) const RESPONSES: &str = "surveylab_gateway_surveylab_responses_total";
 
+pub(super) const BREAKER_OPEN: &str = "surveylab_gateway_breaker_open";
+pub(super) const BREAKER_REJECTIONS: &str = "surveylab_gateway_breaker_rejections_total";
+
 pub(super) const RATE: &str = "surveylab_gateway_rate_per_second";
 pub(super) const BURST: &str = "surveylab_gateway_burst";
 pub(super) const TOKENS: &str = "surveylab_gateway_tokens_available";
@@ -56,7 +59,7 @@ pub(super) enum Kind {
 use Kind::{Counter, Gauge, Histogram};
 
 /// Every metric of the gateway's own, with its HELP.
-pub(super) const ALL: [(&str, Kind, &str); 32] = [
+pub(super) const ALL: [(&str, Kind, &str); 34] = [
     (
         CALLS,
         Counter,
@@ -79,6 +82,16 @@ pub(super) const ALL: [(&str, Kind, &str); 32] = [
         "From a request's first byte to its classified answer.",
     ),
     (RESPONSES, Counter, "Answers of SurveyLab, by HTTP status."),
+    (
+        BREAKER_OPEN,
+        Gauge,
+        "1 while calls fail because SurveyLab refuses every request, else 0.",
+    ),
+    (
+        BREAKER_REJECTIONS,
+        Counter,
+        "Requests not made because the breaker was open, by reason.",
+    ),
     (
         RATE,
         Gauge,

@@ -106,7 +106,6 @@ pub struct Sandbox {
 
 /// What all connections share.
 struct Core {
-    api_token: Option<SecretString>,
     limiter: Option<DefaultDirectRateLimiter>,
     latency: Duration,
     keep_alive: Duration,
@@ -122,6 +121,8 @@ struct Core {
 }
 
 struct State {
+    /// Those that are good; empty: any.
+    api_tokens: Vec<SecretString>,
     account: Account,
     journal: Journal,
     rules: Rules,
@@ -136,12 +137,12 @@ impl Sandbox {
         let mut rules = Rules::default();
         rules.replace(config.faults);
         let core = Arc::new(Core {
-            api_token: config.api_token,
             limiter,
             latency: config.latency,
             keep_alive: config.keep_alive,
             started: Instant::now(),
             state: Mutex::new(State {
+                api_tokens: config.api_token.into_iter().collect(),
                 account: Account::new(config.collectors.into_iter().collect(), config.on_repeat),
                 journal: Journal::new(config.log_requests),
                 rules,
@@ -220,6 +221,11 @@ impl Sandbox {
         self.core
             .wait_until(|core| core.open.load(Ordering::Acquire) == 0)
             .await;
+    }
+
+    /// Takes these tokens and no others from now on; without one any will do. So a token can be rotated.
+    pub fn set_api_tokens(&self, api_tokens: Vec<SecretString>) {
+        self.core.lock().api_tokens = api_tokens;
     }
 
     /// Adds a rule behind those in force.

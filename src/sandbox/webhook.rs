@@ -114,7 +114,7 @@ impl State {
         let effect = fault.map_or(Effect::AtOnce, |fault| fault.effect());
         // A fault that neither takes effect nor shows the usual answer stands before the checks: it spends no rate.
         let is_checked = effect != Effect::Never || fault.is_none_or(|fault| fault.outcome.shows_answer());
-        let verdict = is_checked.then(|| match core.admit(&parameters.token) {
+        let verdict = is_checked.then(|| match self.admit(core, &parameters.token) {
             Some(refusal) => refusal,
             None => self.account.check(&call),
         });
@@ -152,19 +152,15 @@ impl State {
             self.journal.set_status(ticket, status.as_u16());
         }
     }
-}
 
-impl Core {
     /// The checks of token and rate, in this order: a wrong token spends nothing.
-    fn admit(&self, token: &str) -> Option<Verdict> {
-        let is_right = self
-            .api_token
-            .as_ref()
-            .is_none_or(|right| right.expose_secret() == token);
+    fn admit(&self, core: &Core, token: &str) -> Option<Verdict> {
+        let mut right = self.api_tokens.iter();
+        let is_right = self.api_tokens.is_empty() || right.any(|right| right.expose_secret() == token);
         if token.is_empty() || !is_right {
             return Some(Verdict::WrongToken);
         }
-        let denied = self.limiter.as_ref()?.check().err()?;
+        let denied = core.limiter.as_ref()?.check().err()?;
         let wait = denied.wait_time_from(DefaultClock::default().now());
         // Whole seconds, rounded up: a client that waits so long is let in.
         Some(Verdict::TooFast(

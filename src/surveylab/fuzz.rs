@@ -271,7 +271,7 @@ pub fn url(invitation: Invitation) -> Result<Url, Violation> {
     static SURVEYLAB: LazyLock<Option<HttpSurveyLab>> = LazyLock::new(|| {
         HttpSurveyLab::new(HttpConfig {
             url: URL_BASE.parse().ok()?,
-            token: SecretString::from(URL_TOKEN),
+            token: SecretString::from(URL_TOKEN).into(),
             upstream_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(5),
             max_in_flight: 1,
@@ -283,7 +283,7 @@ pub fn url(invitation: Invitation) -> Result<Url, Violation> {
     // The settings above always make a client.
     let surveylab = SURVEYLAB.as_ref().expect("a client");
     let request = surveylab.encode(invitation)?;
-    Ok(surveylab.url_of(&request))
+    Ok(surveylab.url_of(&request, &surveylab.tokens.current()))
 }
 
 /// Where [`url`] leads, without its query.

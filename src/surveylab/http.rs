@@ -20,14 +20,14 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use reqwest::{Response, Url, header::RETRY_AFTER, redirect, retry};
-use secrecy::{ExposeSecret, SecretString};
 
 pub use self::endpoint::{Endpoint, EndpointError};
 use super::{
     Answer, Request, SurveyLab,
     answer::{self, Body, Head, MAX_BODY},
     redact::Secrets,
-    request::{self, MAX_REQUEST_LINE, percent_encoded},
+    request::{self, MAX_REQUEST_LINE},
+    token::{Token, Tokens},
 };
 use crate::{
     clock::Clock,
@@ -42,7 +42,7 @@ const LINE_END: &str = " HTTP/1.1";
 #[derive(Clone)]
 pub struct HttpConfig {
     pub url: Endpoint,
-    pub token: SecretString,
+    pub token: Tokens,
     /// Of one request, from its beginning to the end of the answer's body.
     pub upstream_timeout: Duration,
     /// Of name, TCP and TLS together. At most half the upstream timeout is used of it: were the whole to run out
@@ -70,9 +70,7 @@ pub enum Error {
 pub struct HttpSurveyLab {
     client: reqwest::Client,
     url: Url,
-    token: SecretString,
-    /// `apiToken=…&`, percent-encoded.
-    query_begin: SecretString,
+    pub(super) tokens: Tokens,
     clock: Clock,
 }
 
@@ -86,16 +84,13 @@ impl std::fmt::Debug for HttpSurveyLab {
 
 impl HttpSurveyLab {
     pub fn new(config: HttpConfig) -> Result<Self, Error> {
-        let token = config.token.expose_secret();
-        if token.is_empty() {
+        if config.token.current().plain().is_empty() {
             return Err(Error::NoToken);
         }
-        let query_begin = SecretString::from(format!("apiToken={}&", percent_encoded(token)));
         let surveylab = Self {
             client: client(&config)?,
             url: config.url.url().clone(),
-            token: config.token,
-            query_begin,
+            tokens: config.token,
             clock: config.clock,
         };
         if surveylab.around() >= MAX_REQUEST_LINE {
@@ -104,20 +99,16 @@ impl HttpSurveyLab {
         Ok(surveylab)
     }
 
-    /// The request line's length without the invitation.
+    /// The request line's length without the invitation, with room for tokens to come.
     fn around(&self) -> usize {
-        "GET ".len() + self.url.path().len() + "?".len() + self.query_begin.expose_secret().len() + LINE_END.len()
-    }
-
-    fn secrets<'a>(&'a self, request: &'a Request) -> Secrets<'a> {
-        Secrets::of(self.token.expose_secret(), &request.invitation.respondent)
+        "GET ".len() + self.url.path().len() + "?".len() + self.tokens.room() + LINE_END.len()
     }
 
     /// Where one request goes, token and all.
-    pub(super) fn url_of(&self, request: &Request) -> Url {
+    pub(super) fn url_of(&self, request: &Request, token: &Token) -> Url {
         let mut url = self.url.clone();
         // Both parts hold only unreserved characters, `%`, `=` and `&`, which `Url` passes on as they are.
-        url.set_query(Some(&[self.query_begin.expose_secret(), &request.query].concat()));
+        url.set_query(Some(&[token.query_begin(), &request.query].concat()));
         url
     }
 
@@ -128,18 +119,21 @@ impl HttpSurveyLab {
             http_status,
             retry_after,
         };
+        let token = self.tokens.current();
         answer::by_status(&head, self.clock.wall())
-            .unwrap_or_else(|| answer::by_body(http_status, Body::Complete(body), &self.secrets(request)))
+            .unwrap_or_else(|| answer::by_body(http_status, Body::Complete(body), &secrets(request, &token, &token)))
     }
 
     async fn get(&self, request: &Request) -> Answer {
-        match self.client.get(self.url_of(request)).send().await {
-            Ok(response) => self.answer(response, request).await,
-            Err(error) => failure::of_send(error.without_url(), &self.secrets(request)),
+        // The request keeps it, whatever comes meanwhile.
+        let token = self.tokens.current();
+        match self.client.get(self.url_of(request, &token)).send().await {
+            Ok(response) => self.answer(response, request, &token).await,
+            Err(error) => failure::of_send(error.without_url(), &secrets(request, &token, &self.tokens.current())),
         }
     }
 
-    async fn answer(&self, response: Response, request: &Request) -> Answer {
+    async fn answer(&self, response: Response, request: &Request, token: &Token) -> Answer {
         let http_status = response.status().as_u16();
         metrics::response(http_status);
         let head = Head {
@@ -151,9 +145,11 @@ impl HttpSurveyLab {
         if let Some(answer) = answer::by_status(&head, self.clock.wall()) {
             return answer;
         }
-        let secrets = self.secrets(request);
-        let body = read_body(response, &secrets).await;
-        answer::by_body(http_status, body, &secrets)
+        let body = read_body(response, |error| {
+            failure::cause(&error, &secrets(request, token, &self.tokens.current()))
+        });
+        let body = body.await;
+        answer::by_body(http_status, body, &secrets(request, token, &self.tokens.current()))
     }
 }
 
@@ -162,13 +158,23 @@ impl SurveyLab for HttpSurveyLab {
         request::encode(invitation, self.around())
     }
 
+    fn token_version(&self) -> u64 {
+        self.tokens.current().version()
+    }
+
     fn send<'a>(&'a self, request: &'a Request) -> BoxFuture<'a, Answer> {
         Box::pin(self.get(request))
     }
 }
 
+/// What an answer to a request must not repeat: the token that it bore, and those before and after.
+fn secrets<'a>(request: &'a Request, token: &'a Token, now: &'a Token) -> Secrets<'a> {
+    let after = (now.version() != token.version()).then(|| now.plain());
+    Secrets::of(token.plain(), &request.invitation.respondent).and(token.before(), after)
+}
+
 /// Reads at most one piece past the limit, whatever `content-length` promises.
-async fn read_body(mut response: Response, secrets: &Secrets<'_>) -> Body {
+async fn read_body(mut response: Response, cause: impl Fn(reqwest::Error) -> String) -> Body {
     let mut body = Vec::new();
     loop {
         match response.chunk().await {
@@ -176,7 +182,7 @@ async fn read_body(mut response: Response, secrets: &Secrets<'_>) -> Body {
             Ok(Some(chunk)) => body.extend_from_slice(&chunk),
             Ok(None) => return Body::Complete(body),
             Err(error) => {
-                let cause = failure::cause(&error.without_url(), secrets);
+                let cause = cause(error.without_url());
                 return Body::Broken { cause };
             }
         }

@@ -6,11 +6,13 @@ pub(crate) mod fuzz;
 pub mod http;
 mod redact;
 mod request;
+mod token;
 
 use std::{fmt, time::Duration};
 
 use futures_util::future::BoxFuture;
 
+pub use self::token::{NOT_A_TOKEN, Tokens, api_token};
 use crate::invitation::{Invitation, Violation};
 
 /// What one request came to. Closed: every outcome of HTTP falls into one of these, once, where it enters.
@@ -80,6 +82,11 @@ impl fmt::Debug for Request {
 pub trait SurveyLab: Send + Sync + 'static {
     /// The invitation as one request, or which field makes it too long to send.
     fn encode(&self, invitation: Invitation) -> Result<Request, Violation>;
+
+    /// Changes when requests begin to bear another token. One that is sent after this was asked bears that token or a later one.
+    fn token_version(&self) -> u64 {
+        0
+    }
 
     /// Makes the request, once. Ends within the client's own timeout. Not to be dropped midway: that would cut it.
     fn send<'a>(&'a self, request: &'a Request) -> BoxFuture<'a, Answer>;

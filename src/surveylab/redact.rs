@@ -13,19 +13,33 @@ const MAX_READ_CHARS: usize = 4_096;
 
 /// What must not be repeated: the API token and the respondent's personal data, as they are, percent-encoded, and as in JSON.
 pub(super) struct Secrets<'a> {
-    token: &'a str,
+    tokens: [Option<&'a str>; 3],
     respondent: &'a Respondent,
 }
 
 impl<'a> Secrets<'a> {
     pub fn of(token: &'a str, respondent: &'a Respondent) -> Self {
-        Self { token, respondent }
+        Self {
+            tokens: [Some(token), None, None],
+            respondent,
+        }
+    }
+
+    /// The same, around a rotation: the token before, and the one after.
+    pub fn and(self, before: Option<&'a str>, after: Option<&'a str>) -> Self {
+        let [token, ..] = self.tokens;
+        Self {
+            tokens: [token, before, after],
+            ..self
+        }
     }
 
     fn raw(&self) -> impl Iterator<Item = &'a str> {
         let personal = self.respondent.fields().into_iter();
         let personal = personal.filter(|(field, _)| *field != "language");
-        personal.map(|(_, value)| value).chain([self.token])
+        personal
+            .map(|(_, value)| value)
+            .chain(self.tokens.into_iter().flatten())
     }
 
     /// All that is to be found, folded, without control characters.
@@ -237,6 +251,16 @@ mod tests {
             let cleaned = Secrets::of("s3cret/token", &respondent).clean(&format!("<{shown}>"), 500);
             assert_eq!(cleaned, "<[redacted]>", "{name} as {shown}");
         }
+    }
+
+    #[test]
+    fn all_tokens_around_a_rotation_are_redacted() {
+        let respondent = Respondent::default();
+        let secrets = Secrets::of("token-2", &respondent).and(Some("token-1"), Some("token/3"));
+        assert_eq!(
+            secrets.clean("token-1, TOKEN-2, token%2f3, token-4", 500),
+            "[redacted], [redacted], [redacted], token-4"
+        );
     }
 
     #[test]

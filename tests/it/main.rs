@@ -3,6 +3,7 @@
 
 mod support;
 
+mod breaker;
 mod bulk;
 mod cancel;
 mod cli;
@@ -34,3 +35,4 @@ mod settings;
 mod shutdown;
 mod status;
 mod stream;
+mod token;

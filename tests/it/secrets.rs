@@ -6,7 +6,7 @@ use std::time::Duration;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use surveylab_gateway::{
     proto::{AddRespondentRequest, ListInvitationsRequest, Outcome, Resolution},
-    sandbox::{Fault, Sandbox},
+    sandbox::{Fault, Gate, Sandbox},
 };
 use tonic::Status;
 
@@ -16,7 +16,9 @@ use crate::support::{
     deadline::with_deadline,
     gateway::{TOKEN, surveylab},
     request,
+    watch::until,
 };
+use crate::token::{NEXT_TOKEN, TokenFile, accept, until_read_again};
 
 /// Values that occur nowhere else, by the field that they are in.
 const CANARIES: [(&str, &str); 8] = [
@@ -359,5 +361,50 @@ async fn a_token_from_a_file_shows_as_little() {
     let arguments = std::fs::read(format!("/proc/{}/cmdline", gateway.pid())).unwrap();
     places.add("arguments", arguments);
     assert!(!places.hits("listening").is_empty());
+    places.assert_clean();
+}
+
+#[tokio::test]
+async fn no_token_shows_around_a_rotation() {
+    let sandbox = surveylab().await;
+    accept(&sandbox, &[TOKEN, NEXT_TOKEN]);
+    let both = serde_json::Value::from([TOKEN, NEXT_TOKEN].map(|token| forms(token).join(" | ")).join(" | "));
+    let echo = Fault::body(format!(r#"{{"status":true,"notification":{both}}}"#));
+    let gate = Gate::new();
+    sandbox.add_fault(echo.clone().for_crk("held").held_by(&gate));
+    sandbox.add_fault(echo.for_crk("after"));
+    sandbox.add_fault(Fault::status(401));
+    let file = TokenFile::new();
+    let gateway = Gateway::with(file.options(traced()), &sandbox).await;
+    let client = gateway.client().await;
+    let mut places = Places::default();
+    let held = tokio::spawn({
+        let client = client.clone();
+        async move { client.clone().add_respondent(canary("held")).await }
+    });
+    sandbox.wait_for_requests(1).await;
+    file.replace(NEXT_TOKEN);
+    until_read_again(&gateway, 1).await;
+    // It went out with the old token, and is answered with both.
+    gate.release();
+    places.add("held: answer", format!("{:?}", held.await.unwrap().unwrap()));
+    call(&client, canary("after"), &mut places).await;
+    // Until the breaker speaks of it.
+    for n in 0..25 {
+        call(&client, canary(&format!("refused-{n}")), &mut places).await;
+    }
+    file.replace("c4nary with blanks");
+    until("it is told", async || gateway.log().contains("can't be used")).await;
+    places.add_gateway("rotated", &gateway).await;
+    for (said, place) in [
+        ("[redacted]", "held: answer"),
+        ("[redacted]", "after: answer"),
+        ("SurveyLab refuses every request", "rotated: log"),
+    ] {
+        assert!(
+            places.hits(said).iter().any(|name| name.contains(place)),
+            "{said} in {place}"
+        );
+    }
     places.assert_clean();
 }

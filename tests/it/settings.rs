@@ -13,7 +13,7 @@ use crate::support::{
 };
 
 /// Flag, environment variable, default and a wrong value of each setting.
-const SETTINGS: [(&str, &str, Option<&str>, &str); 22] = [
+const SETTINGS: [(&str, &str, Option<&str>, &str); 23] = [
     ("api-token-file", "SURVEYLAB_API_TOKEN_FILE", None, "/nowhere/token"),
     (
         "surveylab-url",
@@ -53,6 +53,7 @@ const SETTINGS: [(&str, &str, Option<&str>, &str); 22] = [
     ),
     ("upstream-timeout", "GATEWAY_UPSTREAM_TIMEOUT", Some("30s"), "0s"),
     ("on-server-error", "GATEWAY_ON_SERVER_ERROR", Some("retry"), "ignore"),
+    ("breaker-after", "GATEWAY_BREAKER_AFTER", Some("20"), "many"),
     ("drain-timeout", "GATEWAY_DRAIN_TIMEOUT", Some("25s"), "8days"),
     ("sandbox", "GATEWAY_SANDBOX", None, "perhaps"),
     ("log-format", "GATEWAY_LOG_FORMAT", None, "xml"),

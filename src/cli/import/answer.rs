@@ -20,6 +20,8 @@ pub enum Answer {
     /// validate_only: the row would be sent.
     WouldAdd,
     Again(Again),
+    /// SurveyLab refuses every request, so none was made for the row.
+    TurnedAway(Again),
 }
 
 /// A row that can be tried again.
@@ -81,9 +83,16 @@ fn of_error(line: u64, crk: &str, error: &Status) -> Answer {
         sent: sent.into(),
         message: one_line(error.message()),
     };
+    let advised = details.retry_info().and_then(|retry| retry.retry_delay);
+    if info.is_some_and(|info| info.metadata.contains_key("breaker")) {
+        return Answer::TurnedAway(Again {
+            after: advised.unwrap_or(LATER),
+            was_sent: false,
+            record,
+        });
+    }
     // In doubt is neither of them, ever.
     if matches!(error.code(), Code::Unavailable | Code::ResourceExhausted) {
-        let advised = details.retry_info().and_then(|retry| retry.retry_delay);
         let answered = [Reason::SurveylabInternalError, Reason::SurveylabUnavailable];
         return Answer::Again(Again {
             after: advised.unwrap_or(LATER),

@@ -112,6 +112,7 @@ fn entry(row: Row) -> Entry {
             line: row.line,
             request,
             tries: 0,
+            turned_away: 0,
         }),
         Err(why) => Entry::Bad(answer::bad(row.line, &row.crk, &why)),
     }

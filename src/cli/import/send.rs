@@ -42,6 +42,8 @@ pub struct Item {
     pub line: u64,
     pub request: AddRespondentRequest,
     pub tries: u32,
+    /// How often no request was made for it, as SurveyLab refused those before it.
+    pub turned_away: u32,
 }
 
 /// What is wanted of the gateway.
@@ -73,6 +75,10 @@ const TRIES: u32 = 10;
 
 /// Between two tries of a row, at most.
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
+
+/// So often a row is turned away because SurveyLab refuses every request, until it is clear that waiting does not help: two
+/// more requests have been refused by then.
+const TURNED_AWAY: u32 = 3;
 
 /// So many results in a row that are not about their rows: no other row will fare better.
 const MOST_IN_A_ROW: u32 = 100;
@@ -304,14 +310,30 @@ impl<'a> Sending<'a> {
                     return;
                 }
                 let longer = Duration::from_secs(1 << item.tries.min(6)) / 2;
-                let delay = if was_sent { after.max(longer) } else { after };
-                let delay = delay.min(LONGEST_DELAY).mul_f64(rand::rng().random_range(1.0..1.25));
-                self.delayed.insert((Instant::now() + delay, item.line), item);
+                self.delay(item, if was_sent { after.max(longer) } else { after });
+            }
+            Some(Answer::TurnedAway(Again { after, record, .. })) => {
+                item.turned_away += 1;
+                if item.turned_away >= TURNED_AWAY {
+                    // The row has no result: the next run brings it.
+                    self.stop = Some(format!(
+                        "SurveyLab refuses every request with {} {}: see to that first. {}",
+                        record.code, record.reason, record.message
+                    ));
+                    return;
+                }
+                self.delay(item, after);
             }
             None => {
                 self.stop = Some("the gateway gave an answer that this version does not understand".into());
             }
         }
+    }
+
+    /// Has a row sent later.
+    fn delay(&mut self, item: Item, after: Duration) {
+        let delay = after.min(LONGEST_DELAY).mul_f64(rand::rng().random_range(1.0..1.25));
+        self.delayed.insert((Instant::now() + delay, item.line), item);
     }
 
     /// Writes a result down.

@@ -33,6 +33,7 @@ async fn a_panic_on_the_wire_puts_its_key_in_doubt() {
         max_attempts: 5,
         max_wait: Duration::from_secs(60),
         on_server_error: OnServerError::Retry,
+        breaker_after: 20,
     };
     let ledger = Arc::new(Memory::default());
     let dispatcher = Dispatcher::new(Arc::new(Panics), ledger.clone(), limiter, Clock::system(), settings);

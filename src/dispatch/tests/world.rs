@@ -139,6 +139,7 @@ pub struct Plan {
     pub max_in_flight: usize,
     pub max_queue: usize,
     pub on_server_error: OnServerError,
+    pub breaker_after: u32,
 }
 
 impl Default for Plan {
@@ -151,6 +152,7 @@ impl Default for Plan {
             max_in_flight: 32,
             max_queue: 1_000,
             on_server_error: OnServerError::Retry,
+            breaker_after: 20,
         }
     }
 }
@@ -184,6 +186,7 @@ impl Plan {
             max_attempts: 5,
             max_wait: ms(60_000),
             on_server_error: self.on_server_error,
+            breaker_after: self.breaker_after,
         };
         World {
             dispatcher: Dispatcher::new(

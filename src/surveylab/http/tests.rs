@@ -4,6 +4,7 @@
 mod peer;
 mod tls;
 
+use secrecy::SecretString;
 use socket2::{Domain, Socket, Type};
 
 use self::peer::{Connection, Peer};
@@ -25,7 +26,7 @@ fn surveylab(url: &str, timeout: Duration) -> HttpSurveyLab {
 fn config(url: &str, timeout: Duration) -> HttpConfig {
     HttpConfig {
         url: url.parse().unwrap(),
-        token: TOKEN.into(),
+        token: SecretString::from(TOKEN).into(),
         upstream_timeout: timeout,
         connect_timeout: timeout,
         max_in_flight: 4,
@@ -157,7 +158,7 @@ async fn the_measured_line_is_the_line_that_goes_out() {
 fn what_can_never_be_sent_is_refused_at_once() {
     let with_token = |token: &str| {
         HttpSurveyLab::new(HttpConfig {
-            token: token.into(),
+            token: SecretString::from(token).into(),
             ..config("http://127.0.0.1/api.php", PATIENT)
         })
     };

@@ -16,6 +16,7 @@ use crate::support::{
     gateway::{surveylab, surveylab_with},
     relay::Relay,
 };
+use crate::token::{NEXT_TOKEN, TokenFile, accept, until_read_again};
 use run::{Import, Run};
 
 /// A list of so many rows with a crk of each: k0, k1 …
@@ -219,32 +220,72 @@ async fn a_second_signal_ends_it_at_once() {
     Run::from(running.end().await).ended(130);
 }
 
+/// Refused requests at most: those that trip the breaker, what is on the wire by then, and some probes.
+const REFUSED: u64 = 20 + 32 + 8;
+
 #[tokio::test]
 async fn an_account_that_refuses_everything_does_not_burn_the_list() {
+    for (fault, said) in [
+        (Some(Fault::status(401)), "UNAUTHENTICATED SURVEYLAB_UNAUTHORIZED"),
+        // What SurveyLab says of a wrong token, too.
+        (None, "INVALID_ARGUMENT SURVEYLAB_BAD_REQUEST"),
+    ] {
+        let sandbox = surveylab().await;
+        accept(&sandbox, &[NEXT_TOKEN]);
+        sandbox.set_faults(fault.into_iter().collect());
+        let file = TokenFile::new();
+        let gateway = Gateway::with(file.options(Options::new()), &sandbox).await;
+        let import = Import::of(&list(2_000));
+        let run = import.run(gateway.grpc, &[]).await;
+        run.ended(1);
+        let message = format!("SurveyLab refuses every request with {said}: see to that first.");
+        assert!(run.stderr.contains(&message), "{}", run.stderr);
+        let requests = sandbox.report().requests;
+        assert!((20..=REFUSED).contains(&requests), "{requests} requests");
+        // What was not sent has no result.
+        assert_eq!(import.results().len() as u64, requests);
+
+        sandbox.clear_faults();
+        file.replace(NEXT_TOKEN);
+        until_read_again(&gateway, 1).await;
+        import.run(gateway.grpc, &["--retry-failed"]).await.ended(0);
+        let results = import.results();
+        assert_eq!(results.len(), 2_000);
+        assert!(results.iter().all(|row| row[2] == "added"));
+        let report = sandbox.report();
+        assert_eq!((report.effects, report.duplicates.len()), (2_000, 0));
+        assert_eq!(report.requests, requests + 2_000);
+    }
+}
+
+#[tokio::test]
+async fn rows_that_fail_for_no_reason_of_theirs_end_the_import_without_a_breaker_too() {
     let sandbox = surveylab().await;
     sandbox.add_fault(Fault::status(401));
-    let gateway = Gateway::start(&sandbox).await;
+    let gateway = Gateway::with(Options::new().flag("--breaker-after", 0), &sandbox).await;
     let import = Import::of(&list(2_000));
     let run = import.run(gateway.grpc, &[]).await;
     run.ended(1);
-    assert!(
-        run.stderr
-            .contains("100 rows in a row ended with UNAUTHENTICATED SURVEYLAB_UNAUTHORIZED"),
-        "{}",
-        run.stderr
-    );
+    let message = "100 rows in a row ended with UNAUTHENTICATED SURVEYLAB_UNAUTHORIZED";
+    assert!(run.stderr.contains(message), "{}", run.stderr);
     let refused = import.results().len();
     assert!(refused < 1_500, "{refused} rows were burnt");
+}
 
-    sandbox.clear_faults();
-    import.run(gateway.grpc, &["--retry-failed"]).await.ended(0);
-    assert!(
-        import
-            .results()
-            .iter()
-            .all(|row| row[2] == "added" || row[2] == "duplicate")
-    );
-    assert_eq!(sandbox.report().effects, 2_000);
+#[tokio::test]
+async fn a_list_whose_rows_are_bad_for_a_while_goes_on_after_them() {
+    let sandbox = surveylab().await;
+    for row in 50..72 {
+        sandbox.add_fault(Fault::status(400).for_crk(format!("k{row}")));
+    }
+    let gateway = Gateway::with(Options::new().flag("--max-in-flight", 1), &sandbox).await;
+    let import = Import::of(&list(400));
+    import.run(gateway.grpc, &[]).await.ended(4);
+    let results = import.results();
+    let with = |outcome: &str| results.iter().filter(|row| row[2] == outcome).count();
+    assert_eq!((with("failed"), with("added")), (22, 378));
+    assert_eq!(sandbox.report().requests, 400);
+    assert!(gateway.log().contains("refuses every request for a collector"));
 }
 
 #[tokio::test]

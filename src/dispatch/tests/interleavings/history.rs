@@ -117,6 +117,8 @@ pub struct End {
     pub undrained: bool,
     /// Calls on fresh keys, made at once with a full bucket and all places free: those that were not added at once.
     pub late_probes: usize,
+    /// The breaker was open although SurveyLab had taken a request.
+    pub turned_away: bool,
     /// Tasks that panicked.
     pub panics: usize,
 }

@@ -33,6 +33,7 @@ pub struct Account {
     pub max_queue: usize,
     pub max_attempts: u32,
     pub on_server_error: OnServerError,
+    pub breaker_after: u32,
 }
 
 /// What becomes of one request.
@@ -130,15 +131,17 @@ fn accounts() -> impl Strategy<Value = Account> {
         select(vec![1, 3, 1_000]),
         select(vec![1, 2, 5]),
         select(vec![OnServerError::Retry, OnServerError::Hold]),
+        select(vec![0, 1, 2, 20]),
     )
         .prop_map(
-            |((rate, burst), max_in_flight, max_queue, max_attempts, on_server_error)| Account {
+            |((rate, burst), max_in_flight, max_queue, max_attempts, on_server_error, breaker_after)| Account {
                 rate,
                 burst,
                 max_in_flight,
                 max_queue,
                 max_attempts,
                 on_server_error,
+                breaker_after,
             },
         )
 }

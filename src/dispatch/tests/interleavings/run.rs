@@ -29,6 +29,8 @@ const EVER: Duration = Duration::from_secs(6 * 3600);
 
 /// Keys from here on are no plan's.
 const PROBES: u8 = 100;
+/// The last of them.
+const MENDS: u8 = u8::MAX;
 
 struct Process {
     line: Line,
@@ -54,6 +56,7 @@ impl Process {
             max_attempts: account.max_attempts,
             max_wait: MAX_WAIT,
             on_server_error: account.on_server_error,
+            breaker_after: account.breaker_after,
         };
         let line = Line::new(world.clone(), number);
         let ends = Arc::new(line.clone());
@@ -212,6 +215,15 @@ async fn settle_down(process: &mut Process, end: &mut End) {
     process.answered(end).await;
     // A request takes up to 30 s, and 5 attempts of it some more for what SurveyLab asks to wait.
     sleep(Duration::from_secs(600)).await;
+    if process.dispatcher.breaker().is_some() {
+        // SurveyLab adds by now; somebody has to ask.
+        let request = process.dispatcher.prepare(invitation(MENDS, 0)).unwrap();
+        let call = process
+            .dispatcher
+            .call(request, Doubt::Hold, Lane::Stream(StreamId(0)), None);
+        let _told_by_the_next_line = process.dispatcher.add(&call).await;
+    }
+    end.turned_away = process.dispatcher.breaker().is_some();
     let at = process.limiter.snapshot();
     end.waiting = at.waiting_unary + at.waiting_streams;
     end.in_flight = at.in_flight;

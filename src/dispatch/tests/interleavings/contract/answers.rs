@@ -184,6 +184,9 @@ fn failure_is_true(seen: &Seen<'_>, call: &Call, failure: &Failure) -> Result<()
         "the key was not in doubt: {:?}",
         known()
     );
+    if failure.turned_away_after.is_some() {
+        return turned_away_is_true(seen, call, failure);
+    }
     match failure.reason {
         Reason::OutcomeInDoubt => ensure!(is_doubtful(), "the doubt is not recorded: {:?}", known()),
         Reason::CrkReused => {
@@ -251,6 +254,39 @@ fn failure_is_true(seen: &Seen<'_>, call: &Call, failure: &Failure) -> Result<()
             ensure!(said_so, "SurveyLab did not say so");
         }
     }
+    Ok(())
+}
+
+/// SurveyLab has refused as many requests of this process in a row as it takes, one of them with these words.
+fn turned_away_is_true(seen: &Seen<'_>, call: &Call, failure: &Failure) -> Result<(), String> {
+    ensure!(failure.retry_after.is_some(), "it is not told when to try again");
+    let (mut in_a_row, mut longest, mut said_so) = (0, 0, false);
+    for (_, process, event) in seen.before(call.to) {
+        let Event::Back {
+            answer: Some(answer), ..
+        } = event
+        else {
+            continue;
+        };
+        if process != call.process {
+            continue;
+        }
+        match answer {
+            Answer::BadRequest | Answer::Unauthorized => {
+                in_a_row += 1;
+                said_so |= says(answer).is_some_and(|(reason, _)| reason == failure.reason);
+            }
+            Answer::Unreachable { .. } | Answer::InDoubt { .. } => {}
+            _ => in_a_row = 0,
+        }
+        longest = longest.max(in_a_row);
+    }
+    ensure!(said_so, "SurveyLab did not say so");
+    let after = seen.history.account.breaker_after;
+    ensure!(
+        after > 0 && longest >= after,
+        "{longest} in a row were refused, {after} turn calls away"
+    );
     Ok(())
 }
 

@@ -1,0 +1,125 @@
+//! What a flight waits for: its turn, the time between two attempts, another process.
+
+use tokio::{pin, select, time::sleep};
+
+use super::{
+    super::{
+        breaker::TurnedAway,
+        in_flight::Terms,
+        ledger_unavailable, retry,
+        verdict::{Again, LATER},
+    },
+    Trip,
+};
+use crate::{
+    invitation::{Failure, Reason, Sent},
+    ledger::Record,
+    limiter::{Permit, Refused},
+    metrics,
+};
+
+/// What this call's attempts have come to so far.
+pub(super) struct Attempts {
+    pub(super) made: u32,
+    pub(super) sent: Sent,
+    pub(super) last: Option<Failure>,
+    /// Another process's claim that was waited for.
+    pub(super) elsewhere: Option<Record>,
+}
+
+impl Trip {
+    /// Waits for a permit on the flight's terms, which get better when callers join. `None` once it is abandoned.
+    pub(super) async fn permit(&self) -> Option<Result<Permit, Refused>> {
+        let flight = &self.landing.flight;
+        loop {
+            let terms = self.terms()?;
+            let acquire = self.core.limiter.acquire(terms.lane, terms.until);
+            pin!(acquire);
+            let got = loop {
+                select! {
+                    biased;
+                    () = flight.abandoned.cancelled() => return None,
+                    got = &mut acquire => break Some(got),
+                    () = flight.improved.notified() => {
+                        // Only a better lane is worth the place in the queue.
+                        if self.terms()?.lane != terms.lane {
+                            break None;
+                        }
+                    }
+                }
+            };
+            match got {
+                None => {}
+                Some(Err(Refused::WaitTooLong { .. })) if self.terms()?.until != terms.until => {}
+                got => return got,
+            }
+        }
+    }
+
+    /// Lets the time pass that lies between two attempts. `Some(Some(_))` if there is no time for another one, `None` if
+    /// nobody waits any more.
+    pub(super) async fn wait_again(&self, again: Again, attempts: &Attempts) -> Option<Option<Failure>> {
+        let flight = &self.landing.flight;
+        if !self.core.in_flight.uncommit(flight, attempts.last.clone()) {
+            return None;
+        }
+        let Again::After(asked) = again else {
+            return Some(None);
+        };
+        let wait = retry::backoff(attempts.made, asked);
+        let until = self.terms()?.until;
+        if until.is_some_and(|until| until < self.core.clock.now() + wait) {
+            return Some(Some(attempts.refused(Refused::WaitTooLong { after: wait })));
+        }
+        select! {
+            biased;
+            () = flight.abandoned.cancelled() => None,
+            () = self.core.closing.cancelled() => Some(Some(attempts.refused(Refused::ShuttingDown))),
+            () = sleep(wait) => Some(None),
+        }
+    }
+
+    /// Waits until another process is through with the key. `Some(Some(_))` if there is no time for it, `None` if nobody waits
+    /// any more.
+    pub(super) async fn wait_for_another(&self, attempts: &Attempts) -> Option<Option<Failure>> {
+        let flight = &self.landing.flight;
+        select! {
+            biased;
+            () = flight.abandoned.cancelled() => None,
+            () = self.core.closing.cancelled() => Some(Some(attempts.refused(Refused::ShuttingDown))),
+            settled = self.core.ledger.settled(&flight.key) => {
+                Some(settled.err().map(|error| ledger_unavailable(&error, attempts.sent)))
+            }
+        }
+    }
+
+    pub(super) fn terms(&self) -> Option<Terms> {
+        self.core.in_flight.terms(&self.landing.flight)
+    }
+}
+
+impl Attempts {
+    /// What a call fails with when it may not wait for another attempt: with its last attempt's failure, if there was one.
+    pub(super) fn refused(&self, refused: Refused) -> Failure {
+        let (reason, after) = match refused {
+            Refused::ShuttingDown => return Failure::new(Reason::ShuttingDown, self.sent).retry_after(LATER),
+            Refused::WaitTooLong { after } => (Reason::WaitTooLong, after),
+            Refused::QueueFull { after } => (Reason::QueueFull, after),
+        };
+        let failure = self.last.clone();
+        failure
+            .unwrap_or_else(|| Failure::new(reason, self.sent))
+            .retry_after(after)
+    }
+
+    /// The same where the breaker is open.
+    pub(super) fn turned_away(&self, away: TurnedAway) -> Failure {
+        metrics::turned_away(away.reason.as_str());
+        let failure = self.last.clone().unwrap_or_else(|| {
+            let mut failure = Failure::new(away.reason, self.sent);
+            failure.turned_away_after = Some(away.refusals);
+            failure
+        });
+        failure.retry_after(away.retry_after)
+    }
+}
