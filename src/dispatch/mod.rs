@@ -21,7 +21,7 @@ use crate::{
     clock::{Clock, Instant, Timestamp},
     invitation::{Failure, Fingerprint, Invitation, Key, Reason, Sent, Violation, validate},
     ledger::{self, Doubt, Ledger, Query, Record, Resolution, Resolved, State},
-    limiter::{Lane, Limiter},
+    limiter::{Lane, Limiter, Queue},
     surveylab::{Request, SurveyLab},
 };
 
@@ -55,7 +55,8 @@ pub struct Settings {
 pub struct Call {
     pub request: Arc<Request>,
     pub doubt: Doubt,
-    pub lane: Lane,
+    /// Whose it is, and where it waits.
+    pub queue: Queue,
     /// When the caller stops listening.
     pub deadline: Option<Instant>,
     /// How long the call may wait for a permit.
@@ -147,15 +148,22 @@ impl Dispatcher {
     }
 
     /// A call with its bounds: the caller's deadline, or for a unary call without one the longest wait.
-    pub fn call(&self, request: Arc<Request>, doubt: Doubt, lane: Lane, deadline: Option<Instant>) -> Call {
-        let until = match lane {
+    pub fn call(
+        &self,
+        request: Arc<Request>,
+        doubt: Doubt,
+        queue: impl Into<Queue>,
+        deadline: Option<Instant>,
+    ) -> Call {
+        let queue = queue.into();
+        let until = match queue.lane {
             Lane::Unary => Some(deadline.unwrap_or_else(|| self.core.clock.now() + self.core.settings.max_wait)),
             Lane::Stream(_) => deadline,
         };
         Call {
             request,
             doubt,
-            lane,
+            queue,
             deadline,
             until,
         }
