@@ -10,6 +10,7 @@ use world::{Plan, UNAVAILABLE, World, doubtful, is_added, is_duplicate, ms, reas
 
 mod interleavings;
 mod panics;
+mod shares;
 mod standing;
 mod world;
 

@@ -159,6 +159,19 @@ fn one_request_at_a_time_gets_its_share_and_no_more() {
 }
 
 #[test]
+fn what_was_used_is_forgotten_when_nobody_waits_any_more() {
+    let callers = payers(&[(1, Some(1)), (2, None)]);
+    let mut shares = Shares::new();
+    for round in 0..3 {
+        fill(&mut shares, unary(callers[0]), "small", 3);
+        fill(&mut shares, unary(callers[1]), "rest", 3);
+        let order = served(&mut shares, 3);
+        assert!(order.contains(&"small"), "round {round}: {order:?}");
+        served(&mut shares, 3);
+    }
+}
+
+#[test]
 fn the_newest_request_tells_the_share() {
     let before = payers(&[(1, Some(10)), (2, None)]);
     let after = payers(&[(1, Some(50)), (2, None)]);
