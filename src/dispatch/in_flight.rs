@@ -19,7 +19,7 @@ use crate::{
     clock::Instant,
     invitation::{Failure, Fingerprint, Key},
     ledger::Doubt,
-    limiter::Lane,
+    limiter::{Lane, Queue},
 };
 
 /// How far a flight has come, as those who wait for it see it.
@@ -70,22 +70,23 @@ pub struct Flight {
 /// On which terms a flight waits: the best of all its callers'.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
-    pub lane: Lane,
+    pub queue: Queue,
     pub until: Option<Instant>,
 }
 
 impl Terms {
     fn of(call: &Call) -> Self {
         Self {
-            lane: call.lane,
+            queue: call.queue,
             until: call.until,
         }
     }
 
     fn improve(&mut self, with: Self) -> bool {
         let before = *self;
-        if with.lane == Lane::Unary {
-            self.lane = Lane::Unary;
+        // A unary call goes on its own payer's account, whose turn may come sooner. Of equal ones the first one's stays.
+        if with.queue.lane == Lane::Unary && self.queue.lane != Lane::Unary {
+            self.queue = with.queue;
         }
         self.until = match (self.until, with.until) {
             (Some(a), Some(b)) => Some(a.max(b)),

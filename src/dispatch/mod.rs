@@ -21,7 +21,7 @@ use crate::{
     clock::{Clock, Instant, Timestamp},
     invitation::{Failure, Fingerprint, Invitation, Key, Reason, Sent, Violation, validate},
     ledger::{self, Census, Doubt, Ledger, Query, Record, Resolution, Resolved, State},
-    limiter::{Lane, Limiter},
+    limiter::{Lane, Limiter, Queue},
     surveylab::{Request, SurveyLab},
 };
 
@@ -60,7 +60,8 @@ pub struct Settings {
 pub struct Call {
     pub request: Arc<Request>,
     pub doubt: Doubt,
-    pub lane: Lane,
+    /// Whose it is, and where it waits.
+    pub queue: Queue,
     /// When the caller stops listening.
     pub deadline: Option<Instant>,
     /// How long the call may wait for a permit.
@@ -158,15 +159,22 @@ impl Dispatcher {
     }
 
     /// A call with its bounds: the caller's deadline, or for a unary call without one the longest wait.
-    pub fn call(&self, request: Arc<Request>, doubt: Doubt, lane: Lane, deadline: Option<Instant>) -> Call {
-        let until = match lane {
+    pub fn call(
+        &self,
+        request: Arc<Request>,
+        doubt: Doubt,
+        queue: impl Into<Queue>,
+        deadline: Option<Instant>,
+    ) -> Call {
+        let queue = queue.into();
+        let until = match queue.lane {
             Lane::Unary => Some(deadline.unwrap_or_else(|| self.core.clock.now() + self.core.settings.max_wait)),
             Lane::Stream(_) => deadline,
         };
         Call {
             request,
             doubt,
-            lane,
+            queue,
             deadline,
             until,
         }
@@ -304,7 +312,7 @@ impl Dispatcher {
         // With the breaker open only what the ledger does not know is turned away.
         let claims = in_time && self.core.new_lately.load(Ordering::Relaxed) && !self.core.breaker.is_open();
         let permit = if claims {
-            self.core.limiter.try_acquire(call.lane)
+            self.core.limiter.try_acquire(call.queue.lane)
         } else {
             None
         };

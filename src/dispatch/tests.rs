@@ -11,6 +11,7 @@ use world::{Plan, UNAVAILABLE, World, doubtful, is_added, is_duplicate, ms, reas
 mod breaker;
 mod interleavings;
 mod panics;
+mod shares;
 mod standing;
 mod world;
 
@@ -286,7 +287,7 @@ async fn a_unary_follower_takes_a_stream_item_to_the_fast_lane() {
     let items: Vec<_> = (0..100)
         .map(|n| {
             let mut call = world.call(&format!("{n}"), "a@example.com");
-            call.lane = stream;
+            call.queue = stream.into();
             call.until = None;
             world.spawn(call)
         })
@@ -451,7 +452,7 @@ async fn who_has_no_deadline_waits_no_longer_than_the_longest_wait_whomever_it_j
     .start();
     assert!(is_added(&world.add("first").await));
     let mut item = world.call("k", "a@example.com");
-    (item.lane, item.until) = (Lane::Stream(StreamId(1)), None);
+    (item.queue, item.until) = (Lane::Stream(StreamId(1)).into(), None);
     let item = world.spawn(item);
     sleep(ms(10)).await;
     let begin = Instant::now();

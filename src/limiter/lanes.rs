@@ -1,4 +1,4 @@
-//! Who waits, and whose turn it is. Knows nothing of time.
+//! Who of one group waits, and whose turn it is. Knows nothing of time, nor of other groups.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -16,13 +16,6 @@ pub struct StreamId(pub u64);
 /// So many unary permits in a row may go before a waiting stream's one: a stream gets at least every tenth.
 const UNARY_IN_A_ROW: u32 = 9;
 
-/// The place of one waiter, to withdraw it by.
-#[derive(Clone, Copy, Debug)]
-pub struct Ticket {
-    lane: Lane,
-    number: u64,
-}
-
 /// Waiters of each lane in the order in which they came. Ordered maps, so that withdrawing is as cheap as coming.
 pub struct Lanes<W> {
     unary: BTreeMap<u64, W>,
@@ -30,7 +23,6 @@ pub struct Lanes<W> {
     /// Streams with a waiter, the next one to be served first.
     turns: VecDeque<StreamId>,
     unary_in_a_row: u32,
-    next_number: u64,
     len: usize,
 }
 
@@ -41,7 +33,6 @@ impl<W> Lanes<W> {
             streams: HashMap::new(),
             turns: VecDeque::new(),
             unary_in_a_row: 0,
-            next_number: 0,
             len: 0,
         }
     }
@@ -54,9 +45,8 @@ impl<W> Lanes<W> {
         self.unary.len()
     }
 
-    pub fn push(&mut self, lane: Lane, waiter: W) -> Ticket {
-        let number = self.next_number;
-        self.next_number += 1;
+    /// Lets one wait. Its number tells it from all others, and is higher than those of all who came before.
+    pub fn push(&mut self, lane: Lane, number: u64, waiter: W) {
         self.len += 1;
         match lane {
             Lane::Unary => {
@@ -70,15 +60,14 @@ impl<W> Lanes<W> {
                 queue.insert(number, waiter);
             }
         }
-        Ticket { lane, number }
     }
 
-    pub fn remove(&mut self, ticket: Ticket) -> Option<W> {
-        let waiter = match ticket.lane {
-            Lane::Unary => self.unary.remove(&ticket.number),
+    pub fn remove(&mut self, lane: Lane, number: u64) -> Option<W> {
+        let waiter = match lane {
+            Lane::Unary => self.unary.remove(&number),
             Lane::Stream(id) => {
                 let queue = self.streams.get_mut(&id)?;
-                let waiter = queue.remove(&ticket.number);
+                let waiter = queue.remove(&number);
                 if queue.is_empty() {
                     self.streams.remove(&id);
                     self.turns.retain(|turn| *turn != id);
@@ -184,12 +173,22 @@ impl<W> Lanes<W> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use proptest::prelude::*;
 
     use super::*;
 
     const A: Lane = Lane::Stream(StreamId(1));
     const B: Lane = Lane::Stream(StreamId(2));
+
+    /// Returns the waiter's number.
+    fn push(lanes: &mut Lanes<&'static str>, lane: Lane, waiter: &'static str) -> u64 {
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
+        lanes.push(lane, number, waiter);
+        number
+    }
 
     fn drain(lanes: &mut Lanes<&'static str>) -> Vec<&'static str> {
         std::iter::from_fn(|| lanes.pop()).collect()
@@ -206,7 +205,7 @@ mod tests {
             (B, "b1"),
             (Lane::Unary, "u2"),
         ] {
-            lanes.push(lane, waiter);
+            push(&mut lanes, lane, waiter);
         }
         assert_eq!(drain(&mut lanes), ["u1", "u2", "a1", "b1", "a2", "a3"]);
         assert_eq!(lanes.len(), 0);
@@ -215,10 +214,10 @@ mod tests {
     #[test]
     fn a_stream_gets_every_tenth_permit() {
         let mut lanes = Lanes::new();
-        lanes.push(A, "a");
-        lanes.push(A, "a");
+        push(&mut lanes, A, "a");
+        push(&mut lanes, A, "a");
         for _ in 0..20 {
-            lanes.push(Lane::Unary, "u");
+            push(&mut lanes, Lane::Unary, "u");
         }
         let order = drain(&mut lanes);
         let streams: Vec<usize> = (0..order.len()).filter(|at| order[*at] == "a").collect();
@@ -229,23 +228,23 @@ mod tests {
     fn unary_permits_without_a_waiting_stream_do_not_count() {
         let mut lanes = Lanes::new();
         for _ in 0..9 {
-            lanes.push(Lane::Unary, "u");
+            push(&mut lanes, Lane::Unary, "u");
             lanes.pop();
         }
-        lanes.push(A, "a");
-        lanes.push(Lane::Unary, "u");
+        push(&mut lanes, A, "a");
+        push(&mut lanes, Lane::Unary, "u");
         assert_eq!(drain(&mut lanes), ["u", "a"]);
     }
 
     #[test]
     fn the_withdrawn_are_passed_over() {
         let mut lanes = Lanes::new();
-        let first = lanes.push(A, "a1");
-        lanes.push(B, "b1");
-        let unary = lanes.push(Lane::Unary, "u1");
-        assert_eq!(lanes.remove(first), Some("a1"));
-        assert_eq!(lanes.remove(first), None);
-        assert_eq!(lanes.remove(unary), Some("u1"));
+        let first = push(&mut lanes, A, "a1");
+        push(&mut lanes, B, "b1");
+        let unary = push(&mut lanes, Lane::Unary, "u1");
+        assert_eq!(lanes.remove(A, first), Some("a1"));
+        assert_eq!(lanes.remove(A, first), None);
+        assert_eq!(lanes.remove(Lane::Unary, unary), Some("u1"));
         assert_eq!(lanes.len(), 1);
         assert_eq!(drain(&mut lanes), ["b1"]);
     }
@@ -255,11 +254,11 @@ mod tests {
         let mut lanes = Lanes::new();
         assert_eq!(lanes.ahead(A), 0);
         for _ in 0..3 {
-            lanes.push(A, "a");
-            lanes.push(B, "b");
+            push(&mut lanes, A, "a");
+            push(&mut lanes, B, "b");
         }
-        lanes.push(B, "b");
-        lanes.push(Lane::Unary, "u");
+        push(&mut lanes, B, "b");
+        push(&mut lanes, Lane::Unary, "u");
         assert_eq!(lanes.ahead(A), 3 + 3 + 1);
         assert_eq!(lanes.ahead(B), 4 + 3 + 1);
         assert_eq!(lanes.ahead(Lane::Unary), 1);
@@ -277,10 +276,10 @@ mod tests {
             for step in steps {
                 match step {
                     0 | 1 => {
-                        lanes.push(Lane::Unary, "before");
+                        push(&mut lanes, Lane::Unary, "before");
                     }
                     2..=5 => {
-                        lanes.push(Lane::Stream(StreamId(step)), "before");
+                        push(&mut lanes, Lane::Stream(StreamId(step)), "before");
                     }
                     _ => {
                         lanes.pop();
@@ -291,7 +290,7 @@ mod tests {
                 Lane::Unary => lanes.ahead_of_new_unary(),
                 Lane::Stream(_) => lanes.ahead_of_new_stream(),
             };
-            lanes.push(lane, "newcomer");
+            push(&mut lanes, lane, "newcomer");
             let ahead = drain(&mut lanes).into_iter().take_while(|waiter| *waiter == "before").count();
             prop_assert_eq!(ahead, foretold);
         }
@@ -301,9 +300,9 @@ mod tests {
     fn retain_tells_places_among_those_who_stay() {
         let mut lanes = Lanes::new();
         for waiter in ["u1", "u2", "u3"] {
-            lanes.push(Lane::Unary, waiter);
+            push(&mut lanes, Lane::Unary, waiter);
         }
-        lanes.push(A, "a1");
+        push(&mut lanes, A, "a1");
         let mut places = Vec::new();
         let out = lanes.retain(|place, waiter| {
             places.push((*waiter, place));

@@ -6,6 +6,9 @@
 //! taken at the moment of sending ([`Permit::token`]): between the two lies the claim, and were tokens taken before it, a
 //! slow claim would send several requests closer together than the bucket allows.
 //!
+//! Whose turn it is among the callers, going by their shares of the rate, is told in `shares`; in which order the requests of
+//! one of them go, in `lanes`.
+//!
 //! Tokens come from a bucket in this process, or from one that several replicas share ([`shared`]); all else is the same.
 
 use std::{
@@ -23,9 +26,10 @@ use crate::{clock::Instant, rate::Rate};
 use adaptive::{Adaptive, Epoch};
 use bucket::Bucket;
 pub use lanes::{Lane, StreamId};
-use lanes::{Lanes, Ticket};
 pub use pacer::Pacer;
+pub use payer::{Payer, Queue};
 pub use permit::{Permit, TooLate};
+use shares::{Shares, Ticket};
 pub use snapshot::Snapshot;
 use source::Source;
 
@@ -35,8 +39,10 @@ mod bucket;
 pub(crate) mod fuzz;
 mod lanes;
 mod pacer;
+mod payer;
 mod permit;
 pub mod shared;
+mod shares;
 mod snapshot;
 mod source;
 
@@ -94,7 +100,7 @@ struct Shared {
 struct State {
     source: Source,
     adaptive: Adaptive,
-    lanes: Lanes<Waiter>,
+    waiters: Shares<Waiter>,
     /// Permits that are out.
     permits: usize,
     /// Those of them that have not taken their token yet.
@@ -131,7 +137,7 @@ impl Limiter {
                 state: Mutex::new(State {
                     source,
                     adaptive: Adaptive::new(),
-                    lanes: Lanes::new(),
+                    waiters: Shares::new(),
                     permits: 0,
                     unsent: 0,
                     claim_time: Duration::ZERO,
@@ -147,8 +153,8 @@ impl Limiter {
 
     /// Waits for a permit, not longer than `until`. Refuses at once where the known rate says that the wait would be
     /// longer. Dropping the future gives up the place in the queue and costs no token.
-    pub async fn acquire(&self, lane: Lane, until: Option<Instant>) -> Result<Permit, Refused> {
-        let (answered, _place, expected) = match self.enter(lane, until)? {
+    pub async fn acquire(&self, queue: impl Into<Queue>, until: Option<Instant>) -> Result<Permit, Refused> {
+        let (answered, _place, expected) = match self.enter(queue.into(), until)? {
             Entered::Given(permit) => return Ok(permit),
             Entered::Waits {
                 answered,
@@ -180,7 +186,7 @@ impl Limiter {
         let refused = {
             let mut state = self.lock();
             state.closed = true;
-            state.lanes.retain(|_, _| false)
+            state.waiters.retain(|_, _| false)
         };
         for waiter in refused {
             let _gone = waiter.answer.send(Err(Refused::ShuttingDown));
@@ -189,32 +195,35 @@ impl Limiter {
         self.shared.lease.notify_one();
     }
 
-    fn enter(&self, lane: Lane, until: Option<Instant>) -> Result<Entered<'_>, Refused> {
+    fn enter(&self, queue: Queue, until: Option<Instant>) -> Result<Entered<'_>, Refused> {
         let mut state = self.lock();
         if state.closed {
             return Err(Refused::ShuttingDown);
         }
         let now = Instant::now();
-        let came = Came { lane, at: now };
+        let came = Came {
+            lane: queue.lane,
+            at: now,
+        };
         if self.is_free(&state, now) && until.is_none_or(|until| now <= until) {
             return Ok(Entered::Given(self.give(&mut state, came, now)));
         }
-        if state.lanes.len() >= self.shared.settings.max_queue {
+        if state.waiters.len() >= self.shared.settings.max_queue {
             // There may be tokens, and no places in flight: then nobody knows how long it takes.
-            let after = (state.expected(state.lanes.len(), now) - now).max(self.period());
+            let after = (state.expected(state.waiters.len(), now) - now).max(self.period());
             return Err(Refused::QueueFull { after });
         }
         let mut expected = now;
         if let Some(until) = until {
-            expected = state.expected(state.lanes.ahead(lane), now);
+            expected = state.expected(state.waiters.ahead(queue), now);
             if expected > until {
                 let after = (expected - now).max(self.period());
                 return Err(Refused::WaitTooLong { after });
             }
         }
-        let was_empty = state.lanes.len() == 0;
+        let was_empty = state.waiters.len() == 0;
         let (answer, answered) = oneshot::channel();
-        let ticket = state.lanes.push(lane, Waiter { came, until, answer });
+        let ticket = state.waiters.push(queue, Waiter { came, until, answer });
         drop(state);
         if was_empty {
             self.shared.wake.notify_one();
@@ -229,7 +238,7 @@ impl Limiter {
     /// Would one who came now be the next, and find a place in flight and a token?
     fn is_free(&self, state: &State, now: Instant) -> bool {
         !state.closed
-            && state.lanes.len() == 0
+            && state.waiters.len() == 0
             && self.has_place(state)
             && state.adaptive.pause_until(now).is_none()
             && state.next_permit(now).is_some_and(|at| at <= now)
@@ -346,7 +355,7 @@ impl State {
         let (source, unsent) = (&self.source, self.unsent);
         let expected = |place| source.earliest(unsent + place + 1, from);
         let out = self
-            .lanes
+            .waiters
             .retain(|place, waiter| waiter.until.is_none_or(|until| expected(place) <= until));
         let after = expected(0).saturating_duration_since(now);
         out.into_iter().map(|waiter| (waiter, after)).collect()
@@ -361,6 +370,6 @@ struct Place<'a> {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.limiter.lock().lanes.remove(self.ticket);
+        self.limiter.lock().waiters.remove(self.ticket);
     }
 }

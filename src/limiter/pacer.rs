@@ -53,7 +53,7 @@ impl Pacer {
         }
         let step = state.adaptive.next_step();
         loop {
-            if state.lanes.len() == 0 || !self.limiter.has_place(&state) {
+            if state.waiters.len() == 0 || !self.limiter.has_place(&state) {
                 // The rate rises also while nobody waits: the next one is to find it as it should be, and the bucket
                 // filled at it.
                 return step.map_or(Turn::Rest, Turn::NotBefore);
@@ -69,7 +69,7 @@ impl Pacer {
             if at > now {
                 return Turn::NotBefore(step.map_or(at, |step| at.min(step)));
             }
-            if let Some(waiter) = state.lanes.pop() {
+            if let Some(waiter) = state.waiters.pop() {
                 let permit = self.limiter.give(&mut state, waiter.came, now);
                 given.push((waiter, permit));
             }

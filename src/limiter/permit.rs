@@ -79,7 +79,7 @@ impl Drop for Permit {
             state.adaptive.answered(self.epoch);
         }
         // Whoever waits may have waited for this place, or gets the token that was not taken.
-        let is_awaited = state.lanes.len() > 0 && !(self.has_token && self.limiter.has_place(&state));
+        let is_awaited = state.waiters.len() > 0 && !(self.has_token && self.limiter.has_place(&state));
         state.permits -= 1;
         state.unsent -= usize::from(!self.has_token);
         drop(state);

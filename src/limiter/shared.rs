@@ -164,7 +164,7 @@ impl Limiter {
         let wanted = leases.wanted(needed, now, claim_time);
         if wanted == 0 {
             leases.rest();
-            if state.lanes.len() > 0 {
+            if state.waiters.len() > 0 {
                 // The pacer may wait for an answer that is not needed any more, as claims take less time than they did.
                 self.shared.wake.notify_one();
             }
@@ -179,7 +179,7 @@ impl Limiter {
     /// How many could use a token now.
     fn needed(&self, state: &State) -> usize {
         let places = self.shared.settings.max_in_flight.saturating_sub(state.permits);
-        state.unsent + state.lanes.len().min(places)
+        state.unsent + state.waiters.len().min(places)
     }
 
     /// Wakes the lease task if it rests and more tokens are needed than are held.

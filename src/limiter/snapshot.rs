@@ -25,7 +25,7 @@ pub struct Snapshot {
     /// Permits that are out.
     pub in_flight: usize,
     pub max_in_flight: usize,
-    /// How long a unary call that came now would wait, going by the rate alone.
+    /// How long a unary call of a caller without a share would wait that came now, going by the rate alone.
     pub unary_wait: Duration,
     /// The same for the first item of a stream that began now.
     pub stream_wait: Duration,
@@ -39,6 +39,7 @@ impl Limiter {
         let settings = &self.shared.settings;
         let configured_rate = settings.rate.per_second();
         let (pauses, paused) = state.adaptive.pauses(now);
+        let rest = state.waiters.rest();
         let wait = |ahead| state.likely(ahead, now).saturating_duration_since(now);
         Snapshot {
             configured_rate,
@@ -51,13 +52,18 @@ impl Limiter {
             pauses,
             paused,
             tokens: (state.source.tokens(now) - state.unsent as f64).max(0.0),
-            waiting_unary: state.lanes.unary_len(),
-            waiting_streams: state.lanes.len() - state.lanes.unary_len(),
+            waiting_unary: state.waiters.unary_len(),
+            waiting_streams: state.waiters.len() - state.waiters.unary_len(),
             max_queue: settings.max_queue,
             in_flight: state.permits,
             max_in_flight: settings.max_in_flight,
-            unary_wait: wait(state.lanes.ahead_of_new_unary()),
-            stream_wait: wait(state.lanes.ahead_of_new_stream()),
+            unary_wait: wait(state.waiters.ahead_of_new_unary(rest)),
+            stream_wait: wait(state.waiters.ahead_of_new_stream(rest)),
         }
+    }
+
+    /// How many requests wait of each caller who has any waiting, by [`Payer::id`](super::Payer::id). In no order.
+    pub fn waiting_by_caller(&self) -> Vec<(Option<u32>, usize)> {
+        self.lock().waiters.waiting().to_vec()
     }
 }

@@ -6,6 +6,8 @@ use tokio::{
 
 use super::*;
 
+mod shares;
+
 const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
@@ -27,17 +29,22 @@ fn start(settings: Settings) -> Limiter {
 }
 
 /// Lets one wait, and tells its name when it got a permit.
-fn wait(limiter: &Limiter, lane: Lane, name: usize, got: &mpsc::UnboundedSender<(usize, Instant)>) -> JoinHandle<()> {
-    let (limiter, got) = (limiter.clone(), got.clone());
+fn wait(
+    limiter: &Limiter,
+    queue: impl Into<Queue>,
+    name: usize,
+    got: &mpsc::UnboundedSender<(usize, Instant)>,
+) -> JoinHandle<()> {
+    let (limiter, queue, got) = (limiter.clone(), queue.into(), got.clone());
     tokio::spawn(async move {
-        take(&limiter, lane).await;
+        take(&limiter, queue).await;
         got.send((name, Instant::now())).unwrap();
     })
 }
 
 /// Uses a permit up to its token.
-async fn take(limiter: &Limiter, lane: Lane) -> Permit {
-    let mut permit = limiter.acquire(lane, None).await.unwrap();
+async fn take(limiter: &Limiter, queue: impl Into<Queue>) -> Permit {
+    let mut permit = limiter.acquire(queue, None).await.unwrap();
     permit.token().await.unwrap();
     permit
 }

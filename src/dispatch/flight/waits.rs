@@ -33,7 +33,7 @@ impl Trip {
         let flight = &self.landing.flight;
         loop {
             let terms = self.terms()?;
-            let acquire = self.core.limiter.acquire(terms.lane, terms.until);
+            let acquire = self.core.limiter.acquire(terms.queue, terms.until);
             pin!(acquire);
             let got = loop {
                 select! {
@@ -42,7 +42,7 @@ impl Trip {
                     got = &mut acquire => break Some(got),
                     () = flight.improved.notified() => {
                         // Only a better lane is worth the place in the queue.
-                        if self.terms()?.lane != terms.lane {
+                        if self.terms()?.queue != terms.queue {
                             break None;
                         }
                     }
