@@ -25,6 +25,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod callers;
 pub mod cli;
 pub mod clock;
 pub mod config;
