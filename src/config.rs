@@ -5,7 +5,7 @@ use std::{env, fmt, fs, net::SocketAddr, num::NonZeroU32, path::PathBuf, str::Fr
 use clap::{Args, builder::BoolishValueParser};
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::{dispatch::OnServerError, postgres, rate::Rate, surveylab::http::Endpoint};
+use crate::{dispatch::OnServerError, grpc::Reflection, postgres, rate::Rate, surveylab::http::Endpoint};
 
 /// The ledger where none is named. What only the sandbox has seen must not count as added in SurveyLab, so a sandbox gets
 /// a file of its own.
@@ -53,6 +53,16 @@ pub struct ServeArgs {
         default_value = "127.0.0.1:9464"
     )]
     pub admin_listen: SocketAddr,
+
+    /// File of the callers, their tokens' hashes and their rights; read again when it changes. Without it everyone who
+    /// reaches the port may do everything.
+    // Of both: a token may be pasted there.
+    #[arg(long, env = "GATEWAY_CALLERS", value_name = "FILE", hide_env_values = true)]
+    pub callers: Option<PathBuf>,
+
+    /// Server reflection, which tells grpcurl the contract, also without credentials: on or off.
+    #[arg(long, env = "GATEWAY_REFLECTION", default_value = "on", value_parser = reflection)]
+    pub reflection: Reflection,
 
     /// Connections of callers at once. One more takes the place of the one that has been without a call for longest; if
     /// all have calls under way it is closed.
@@ -271,6 +281,14 @@ pub(crate) fn api_token(text: &str) -> Option<SecretString> {
     let plain = token.expose_secret();
     let is_token = !plain.is_empty() && plain.len() <= 1024 && plain.bytes().all(|b| b.is_ascii_graphic());
     is_token.then_some(token)
+}
+
+fn reflection(text: &str) -> Result<Reflection, String> {
+    match text {
+        "on" => Ok(Reflection::On),
+        "off" => Ok(Reflection::Off),
+        _ => Err("expected on or off".into()),
+    }
 }
 
 fn at_most<const MAX: u32>(text: &str) -> Result<NonZeroU32, String> {

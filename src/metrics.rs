@@ -17,6 +17,8 @@ const CALLS: &str = "surveylab_gateway_calls_total";
 const CALL_SECONDS: &str = "surveylab_gateway_call_duration_seconds";
 const REQUESTS: &str = "surveylab_gateway_surveylab_requests_total";
 const REQUEST_SECONDS: &str = "surveylab_gateway_surveylab_request_duration_seconds";
+const AUTHENTICATION_FAILURES: &str = "surveylab_gateway_authentication_failures_total";
+const FORBIDDEN: &str = "surveylab_gateway_forbidden_total";
 const RATE: &str = "surveylab_gateway_rate_per_second";
 const PAUSE: &str = "surveylab_gateway_pause_seconds";
 const WAITING: &str = "surveylab_gateway_waiting_requests";
@@ -40,6 +42,14 @@ pub fn install() -> Result<(), BuildError> {
     metrics::describe_histogram!(CALL_SECONDS, "From a call's arrival to its answer.");
     metrics::describe_counter!(REQUESTS, "Requests made to SurveyLab, by what they came to.");
     metrics::describe_histogram!(REQUEST_SECONDS, "From a request's first byte to its classified answer.");
+    metrics::describe_counter!(
+        AUTHENTICATION_FAILURES,
+        "Calls without valid credentials, by what was wrong with them."
+    );
+    metrics::describe_counter!(
+        FORBIDDEN,
+        "Calls and stream items that their caller may not make, by caller and method."
+    );
     metrics::describe_gauge!(RATE, "Requests a second: as configured, and as learned from 429s.");
     metrics::describe_gauge!(PAUSE, "What is left of the pause after a 429.");
     metrics::describe_gauge!(WAITING, "Requests waiting for a permit, by lane.");
@@ -162,6 +172,16 @@ pub fn request(answer: &'static str, took: Duration) {
         other => requests(other).increment(1),
     }
     USUAL.request_seconds.record(took);
+}
+
+/// Counts a call without valid credentials.
+pub fn authentication_failed(why: &'static str) {
+    counter!(AUTHENTICATION_FAILURES, "why" => why).increment(1);
+}
+
+/// Counts a call, or an item of a stream, that its caller may not make.
+pub fn forbidden(caller: &str, method: &'static str) {
+    counter!(FORBIDDEN, "caller" => caller.to_string(), "method" => method).increment(1);
 }
 
 /// The name of a code as gRPC's documentation writes it.
