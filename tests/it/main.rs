@@ -4,6 +4,8 @@
 mod support;
 
 mod bulk;
+mod caller_command;
+mod callers;
 mod cancel;
 mod cli;
 mod clock_jumps;
