@@ -154,6 +154,12 @@ impl Callers {
         })
     }
 
+    /// What a file with this text says.
+    #[cfg(test)]
+    pub fn of(text: &str) -> Result<Self, Error> {
+        Ok(Self::new(read(text)?, &Ids::default()))
+    }
+
     fn new(entries: Vec<Entry>, ids: &Ids) -> Self {
         let mut callers = Self {
             callers: Vec::new(),

@@ -12,10 +12,6 @@ fn wrong(text: &str) -> Vec<String> {
     }
 }
 
-fn callers(text: &str) -> Callers {
-    Callers::new(read(text).unwrap(), &Ids::default())
-}
-
 fn credentials(token: Option<&Token>, names: &[&str]) -> Credentials {
     Credentials {
         token: token.map_or(Presented::Nothing, |token| Presented::Token(token.hash())),
@@ -64,7 +60,7 @@ fn a_file_says_who_may_do_what() {
     };
     assert_eq!(entries, [billing, watch]);
 
-    let callers = callers(&text);
+    let callers = Callers::of(&text).unwrap();
     let billing = callers.authenticate(&credentials(None, &["billing.internal"])).unwrap();
     assert!(billing.may_call(Method::Add) && !billing.may_call(Method::StreamAdd));
     assert!(billing.may_use("other") && billing.may_use("8379821739721"));
@@ -224,7 +220,7 @@ fn a_caller_is_known_by_any_of_its_credentials_and_by_no_others() {
         new.hash(),
         other.hash()
     );
-    let callers = callers(&text);
+    let callers = Callers::of(&text).unwrap();
     let who = |token, names: &[&str]| {
         let caller = callers.authenticate(&credentials(token, names));
         caller.map(|caller| caller.name.as_str())

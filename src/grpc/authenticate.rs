@@ -205,7 +205,63 @@ mod tests {
     use prost::Message as _;
     use prost_types::FileDescriptorSet;
 
-    use super::*;
+    use super::{super::server::places::Places, *};
+    use crate::callers::Token;
+
+    /// A gateway's door, and what comes through it: a call with a token and names of a certificate.
+    fn admitted(door: &Door, path: &str, token: Option<&Token>, names: &[&str]) -> Result<Option<String>, Status> {
+        let mut request = Request::post(path).body(()).unwrap();
+        if let Some(token) = token {
+            let value = HeaderValue::try_from(format!("Bearer {}", token.expose())).unwrap();
+            request.headers_mut().insert(AUTHORIZATION, value);
+        }
+        let names = names.iter().map(ToString::to_string).collect();
+        request.extensions_mut().insert(Peer { names });
+        door.admit(&mut request)?;
+        let caller = request.extensions().get::<Arc<Caller>>();
+        assert!(caller.is_none() || !request.headers().contains_key(AUTHORIZATION));
+        Ok(caller.map(|caller| caller.name.clone()))
+    }
+
+    #[test]
+    fn a_call_is_its_tokens_or_its_certificates_callers_and_of_both_if_both_are_there() {
+        let [billing, other, nobodys] = [(); 3].map(|()| Token::generate().unwrap());
+        let text = format!(
+            "[[caller]]\nname = \"billing\"\ntokens = [\"{}\"]\nnames = [\"spiffe://company/billing\"]\n\
+             [[caller]]\nname = \"other\"\ntokens = [\"{}\"]\nnames = [\"other.internal\"]\n",
+            billing.hash(),
+            other.hash()
+        );
+        let place = Places::new(1, 10).take();
+        let door = Door {
+            guard: Arc::new(Guard::new(Reloaded::fixed(Callers::of(&text).unwrap()))),
+            peer: None,
+            calls: place.calls(),
+        };
+        let path = format!("{SERVICE}AddRespondent");
+        let who = |token, names: &[&str]| admitted(&door, &path, token, names).map_err(|status| status.code());
+        assert_eq!(who(Some(&billing), &[]), Ok(Some("billing".into())));
+        assert_eq!(who(None, &["spiffe://company/billing"]), Ok(Some("billing".into())));
+        assert_eq!(
+            who(Some(&billing), &["spiffe://company/billing"]),
+            Ok(Some("billing".into()))
+        );
+        for (token, names) in [
+            (None, &[][..]),
+            (None, &["unknown.internal"]),
+            (None, &["other.internal", "spiffe://company/billing"]),
+            (Some(&nobodys), &[]),
+            (Some(&nobodys), &["other.internal"]),
+            (Some(&billing), &["other.internal"]),
+            (Some(&billing), &["unknown.internal"]),
+        ] {
+            assert_eq!(who(token, names), Err(tonic::Code::Unauthenticated), "{names:?}");
+        }
+        let open = admitted(&door, "/grpc.health.v1.Health/Check", None, &[]).unwrap();
+        assert_eq!(open, None);
+        let listing = admitted(&door, &format!("{SERVICE}ListInvitations"), Some(&billing), &[]);
+        assert_eq!(listing.unwrap_err().code(), tonic::Code::PermissionDenied);
+    }
 
     fn presented(values: &[&[u8]]) -> Presented {
         let mut headers = HeaderMap::new();
