@@ -65,18 +65,17 @@ pub fn add(text: &str, draft: &Draft, token: &TokenHash) -> Result<String, Error
 
 /// A file's text with one more token of one of its callers.
 pub fn rotate(text: &str, name: &str, token: &TokenHash) -> Result<String, Error> {
-    let unknown = || Error::Unknown(name.into());
     read(text)?;
     // It was read just now.
-    let mut document: DocumentMut = text.parse().map_err(|_| unknown())?;
+    let mut document: DocumentMut = text.parse().map_err(|_| Error::Unknown)?;
     let callers = document.get_mut("caller").and_then(Item::as_array_of_tables_mut);
     let is_it = |caller: &&mut Table| caller.get("name").and_then(Item::as_str) == Some(name);
     let caller = callers.and_then(|callers: &mut ArrayOfTables| callers.iter_mut().find(is_it));
-    let caller = caller.ok_or_else(unknown)?;
+    let caller = caller.ok_or(Error::Unknown)?;
     let tokens = caller
         .entry("tokens")
         .or_insert_with(|| value(Value::from_iter::<[&str; 0]>([])));
-    tokens.as_array_mut().ok_or_else(unknown)?.push(token.to_string());
+    tokens.as_array_mut().ok_or(Error::Unknown)?.push(token.to_string());
     let changed = document.to_string();
     read(&changed)?;
     Ok(changed)

@@ -34,8 +34,9 @@ pub enum Error {
     Wrong(Vec<Wrong>),
     #[error("the caller '{0}' is there already; --rotate gives it a further token")]
     Taken(String),
-    #[error("there is no caller '{0}'")]
-    Unknown(String),
+    /// Without the name: it may be a token in the wrong place.
+    #[error("there is no caller with this name")]
+    Unknown,
 }
 
 /// One thing that is wrong in a callers' file.

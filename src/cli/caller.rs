@@ -88,6 +88,8 @@ enum Error {
     Owner(io::Error),
     #[error(transparent)]
     Write(#[from] new_file::Error),
+    #[error("the token can't be printed: {0}; if a caller was added, give it another one by --rotate")]
+    Show(io::Error),
     #[error("the system gives no random numbers: {0}")]
     Random(String),
 }
@@ -97,7 +99,7 @@ impl Error {
         match self {
             Self::File(_) | Self::Draft(_) | Self::NoFile | Self::Read(_) => Exit::Usage,
             Self::Write(error) if error.is_of_the_path() => Exit::Usage,
-            Self::Owner(_) | Self::Write(_) | Self::Random(_) => Exit::TryAgain,
+            Self::Owner(_) | Self::Write(_) | Self::Show(_) | Self::Random(_) => Exit::TryAgain,
         }
     }
 }
@@ -131,25 +133,24 @@ fn new(args: NewArgs) -> Result<(), Error> {
         is_operator: args.operator,
         share: args.share,
     };
-    match args.file {
+    let done = match args.file {
         Some(file) if args.rotate => {
             change(&file, |text| callers::rotate(text, &draft.name, &hash))?;
-            complain(format_args!(
-                "'{}' has a further token. Take its old one out of the file once nobody uses it any more.",
-                draft.name
-            ));
+            "it has a further token; take its old one out of the file once nobody uses it any more".into()
         }
         Some(file) => {
             block(&draft, &hash)?;
             change(&file, |text| callers::add(text, &draft, &hash))?;
-            complain(format_args!("'{}' was added.", draft.name));
+            "it was added to the file".into()
         }
         None if args.rotate => return Err(Error::NoFile),
-        None => {
-            complain(format_args!("{}", block(&draft, &hash)?.trim_end()));
-        }
-    }
-    say(format_args!("{}", token.expose()));
+        None => block(&draft, &hash)?,
+    };
+    // Shown once, so it matters whether it was.
+    let mut stdout = io::stdout().lock();
+    let shown = writeln!(stdout, "{}", token.expose()).and_then(|()| stdout.flush());
+    shown.map_err(Error::Show)?;
+    complain(format_args!("{}", done.trim_end()));
     Ok(())
 }
 

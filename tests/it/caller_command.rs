@@ -115,7 +115,7 @@ async fn what_would_make_a_wrong_file_leaves_it_as_it_was_and_prints_no_token() 
             &["billing", &file],
             "the caller 'billing' is there already; --rotate gives",
         ),
-        (&["nobody", "--rotate", &file], "there is no caller 'nobody'"),
+        (&["nobody", "--rotate", &file], "there is no caller with this name"),
         (
             &["greedy", "--share=41%", &file],
             "all shares together are more than 100%",

@@ -1,6 +1,6 @@
 //! Who calls, and what they may do: tokens, rights, the file that is read again, and what those see who only try.
 
-use std::{fs, time::Instant};
+use std::fs;
 
 use hyper::{Request as HttpRequest, header::HeaderValue};
 use surveylab_gateway::{
@@ -12,7 +12,7 @@ use surveylab_gateway::{
     sandbox::{Fault, Sandbox},
 };
 use tempfile::TempDir;
-use tokio::{net::TcpStream, sync::mpsc};
+use tokio::{net::TcpStream, sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -92,12 +92,14 @@ fn in_collector(collector_id: &str, crk: &str) -> AddRespondentRequest {
     }
 }
 
-fn answer<T>(answer: Result<Response<T>, Status>) -> Result<T, Error> {
-    answer.map(Response::into_inner).map_err(|status| status_error(&status))
+async fn answer<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Error> {
+    call.await
+        .map(Response::into_inner)
+        .map_err(|status| status_error(&status))
 }
 
 async fn add(client: &Client, token: &Token, message: AddRespondentRequest) -> Result<AddRespondentResponse, Error> {
-    answer(client.clone().add_respondent(by(token, message)).await)
+    answer(client.clone().add_respondent(by(token, message))).await
 }
 
 async fn get(client: &Client, token: &Token, collector_id: &str) -> Result<Invitation, Error> {
@@ -105,7 +107,7 @@ async fn get(client: &Client, token: &Token, collector_id: &str) -> Result<Invit
         collector_id: collector_id.into(),
         crk: "k".into(),
     };
-    answer(client.clone().get_invitation(by(token, message)).await)
+    answer(client.clone().get_invitation(by(token, message))).await
 }
 
 async fn list(client: &Client, token: &Token, collector_id: &str) -> Result<ListInvitationsResponse, Error> {
@@ -113,7 +115,7 @@ async fn list(client: &Client, token: &Token, collector_id: &str) -> Result<List
         collector_id: collector_id.into(),
         ..ListInvitationsRequest::default()
     };
-    answer(client.clone().list_invitations(by(token, message)).await)
+    answer(client.clone().list_invitations(by(token, message))).await
 }
 
 async fn resolve(client: &Client, token: &Token, collector_id: &str) -> Result<Invitation, Error> {
@@ -122,11 +124,13 @@ async fn resolve(client: &Client, token: &Token, collector_id: &str) -> Result<I
         crk: "k".into(),
         resolution: Resolution::Added.into(),
     };
-    answer(client.clone().resolve_invitation(by(token, message)).await)
+    answer(client.clone().resolve_invitation(by(token, message))).await
 }
 
 async fn status(client: &Client, token: &Token) -> Result<(), Error> {
-    answer(client.clone().get_status(by(token, GetStatusRequest {})).await).map(|_| ())
+    answer(client.clone().get_status(by(token, GetStatusRequest {})))
+        .await
+        .map(|_| ())
 }
 
 fn assert_forbidden<T: std::fmt::Debug>(answer: Result<T, Error>) {
@@ -152,7 +156,6 @@ async fn a_call_needs_one_good_token_and_is_not_told_what_is_wrong_with_another(
     let good = token();
     let file = File::with(&[block("billing", &[&good], "")]);
     let gateway = guarded(&sandbox, &file).await;
-    let client = gateway.client().await;
     let good = good.expose();
     let right = format!("Bearer {good}");
     let wrong: [&[&str]; 11] = [
@@ -170,19 +173,13 @@ async fn a_call_needs_one_good_token_and_is_not_told_what_is_wrong_with_another(
     ];
     let mut errors = Vec::new();
     for authorizations in wrong {
+        // A connection has only so many failures.
+        let client = gateway.client().await;
         let called = client.clone().add_respondent(with(request("k"), authorizations)).await;
-        errors.push(answer(called).unwrap_err());
+        errors.push(status_error(&called.unwrap_err()));
         let items = tokio_stream::once(request("k"));
         let called = client.clone().stream_add_respondent(with(items, authorizations)).await;
         errors.push(status_error(&called.unwrap_err()));
-        // As many connections as it takes.
-        if errors.len() % 16 == 0 {
-            until("a new connection", async || {
-                let probe = HealthClient::new(gateway.channel().await);
-                probe.clone().check(HealthCheckRequest::default()).await.is_ok()
-            })
-            .await;
-        }
     }
     for error in &errors {
         assert_unauthenticated(error);
@@ -197,7 +194,7 @@ async fn a_call_needs_one_good_token_and_is_not_told_what_is_wrong_with_another(
     for (number, scheme) in ["Bearer ", "bearer ", "BEARER  "].iter().enumerate() {
         let authorization = format!("{scheme}{good}");
         let message = with(request(&format!("k{number}")), &[&authorization]);
-        let added = answer(client.clone().add_respondent(message).await).unwrap();
+        let added = answer(client.clone().add_respondent(message)).await.unwrap();
         assert_eq!(added.outcome(), Outcome::Added);
     }
     assert_eq!(sandbox.report().effects, 3);
@@ -496,13 +493,16 @@ async fn a_token_is_replaced_without_one_failed_call() {
     assert_eq!(sandbox.report().effects, calls);
 }
 
+/// More than 20, for a machine that takes a while: one is forgiven every ten seconds.
+const MOST_ANSWERS: usize = 60;
+
 /// Tries tokens on one connection until it ends: how many were answered, all of them with a refusal.
 async fn try_until_it_ends(gateway: &Gateway, mut next: impl FnMut() -> String) -> usize {
     let stream = TcpStream::connect(gateway.grpc).await.unwrap();
     let (h2, connection) = h2::client::handshake(stream).await.unwrap();
     let connection = tokio::spawn(connection);
     let mut answered = 0;
-    loop {
+    while answered <= MOST_ANSWERS {
         let request = HttpRequest::post(format!("http://{}{ADD}", gateway.grpc))
             .header("content-type", "application/grpc")
             .header("te", "trailers")
@@ -544,8 +544,7 @@ async fn a_thousand_wrong_tokens_let_nobody_in_and_leave_a_short_log_without_the
             format!("Bearer {wrong}")
         })
         .await;
-        // One more for each ten seconds that a slow machine may take.
-        assert!((19..=60).contains(&on_this), "{on_this}");
+        assert!((19..=MOST_ANSWERS).contains(&on_this), "{on_this}");
         answered += on_this;
         connections += 1;
     }
@@ -601,7 +600,7 @@ async fn no_token_shows_anywhere() {
         let client = gateway.client().await;
         for authorizations in [
             &[format!("Bearer {secret}")][..],
-            &[secret.clone()],
+            std::slice::from_ref(secret),
             &[format!("Basic {secret}")],
             &[format!("Bearer {secret}"), format!("Bearer {secret}")],
             &[format!("Bearer {secret}x")],
