@@ -9,10 +9,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin::{self, Admin},
+    callers::Callers,
     clock::Clock,
     config::{Config, LedgerUrl, Upstream},
     dispatch::{self, Dispatcher},
-    grpc::{self, Health, Service},
+    grpc::{self, Guard, Health, Service},
     ledger::{
         self, Ledger,
         memory::Memory,
@@ -20,7 +21,7 @@ use crate::{
         sqlite::Sqlite,
     },
     limiter::{self, Limiter, shared::Account},
-    metrics,
+    metrics, reload,
     sandbox::{self, Sandbox},
     supervisor,
     surveylab::http::{self, Endpoint, EndpointError, HttpConfig, HttpSurveyLab},
@@ -44,6 +45,8 @@ pub enum Error {
         address: SocketAddr,
         source: io::Error,
     },
+    #[error("--callers (GATEWAY_CALLERS): {0}")]
+    Callers(#[from] reload::Error),
     #[error("--ledger: {0}")]
     Ledger(#[from] ledger::Error),
     #[error("the sandbox can't start: {0}")]
@@ -63,7 +66,9 @@ impl Error {
     pub fn is_of_a_setting(&self) -> bool {
         matches!(
             self,
-            Self::Ledger(ledger::Error::Unusable(_)) | Self::Client(http::Error::NoToken | http::Error::NoRoom)
+            Self::Callers(_)
+                | Self::Ledger(ledger::Error::Unusable(_))
+                | Self::Client(http::Error::NoToken | http::Error::NoRoom)
         )
     }
 }
@@ -92,6 +97,7 @@ async fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, Er
 /// Serves until `shutdown`, then drains.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
     let args = &config.args;
+    let callers = args.callers.clone().map(Callers::open).transpose()?;
     let clock = Clock::system();
     let (ledger, rested) = open_ledger(&config, &clock).await?;
     let (sandbox, url, token) = match &config.upstream {
@@ -151,6 +157,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     let closing = CancellationToken::new();
     let stop = CancellationToken::new();
     let mut health = Health::new().await;
+    let guard = callers.clone().map(|callers| Arc::new(Guard::new(callers)));
     let service = Service {
         dispatcher: dispatcher.clone(),
         clock: clock.clone(),
@@ -158,6 +165,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         closing: closing.clone(),
         tasks: tasks.clone(),
         streams: Arc::default(),
+        guard: guard.clone(),
         about: grpc::About {
             started_at: clock.timestamp(),
             ledger: config.ledger.kind(),
@@ -165,7 +173,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         },
     };
     let streams = service.streams.clone();
-    let routes = grpc::routes(service, &health)?;
+    let routes = grpc::routes(service, &health, args.reflection)?;
     metrics::show_build(config.ledger.kind());
     announce(&config, &listeners, sandbox.as_ref());
 
@@ -173,6 +181,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     let mut leases = leases.map(|leases| tasks.spawn(leases.run()));
     tasks.spawn(metrics::upkeep(stop.clone()));
     tasks.spawn(token.watch(stop.clone()));
+    if let Some(callers) = callers {
+        tasks.spawn(callers.watch(stop.clone()));
+    }
     let limits = grpc::server::Limits {
         max_connections: count(args.max_connections),
         max_streams: args.max_streams.get(),
@@ -180,7 +191,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     };
     let mut server = tasks.spawn(grpc::server::serve(
         listeners.grpc,
-        routes,
+        grpc::server::Face { routes, guard },
         limits,
         stop.clone(),
         tasks.clone(),

@@ -2,14 +2,16 @@
 
 use std::{env, fmt, net::SocketAddr, num::NonZeroU32, path::PathBuf, str::FromStr, time::Duration};
 
+use clap::{Args, builder::BoolishValueParser};
+
 use crate::{
     dispatch::OnServerError,
+    grpc::Reflection,
     postgres,
     rate::Rate,
     reload,
     surveylab::{self, NOT_A_TOKEN, Tokens, http::Endpoint},
 };
-use clap::{Args, builder::BoolishValueParser};
 
 /// The ledger where none is named. What only the sandbox has seen must not count as added in SurveyLab, so a sandbox gets
 /// a file of its own.
@@ -24,8 +26,8 @@ const TOKEN_VARIABLE: &str = "SURVEYLAB_API_TOKEN";
 /// Every flag can be set in the environment; of both the flag holds.
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
-    /// File that holds SurveyLab's API token, read again when it changes. The token itself may be given in the environment as SURVEYLAB_API_TOKEN,
-    /// never as a flag. Required, unless --sandbox.
+    /// File that holds SurveyLab's API token, read again when it changes. The token itself may be given in the
+    /// environment as SURVEYLAB_API_TOKEN, never as a flag. Required, unless --sandbox.
     #[arg(long, env = "SURVEYLAB_API_TOKEN_FILE", value_name = "FILE", hide_env_values = true)]
     pub api_token_file: Option<PathBuf>,
 
@@ -57,6 +59,16 @@ pub struct ServeArgs {
         default_value = "127.0.0.1:9464"
     )]
     pub admin_listen: SocketAddr,
+
+    /// File of the callers, their tokens' hashes and their rights; read again when it changes. Without it everyone who
+    /// reaches the port may do everything.
+    // Of both: a token may be pasted there.
+    #[arg(long, env = "GATEWAY_CALLERS", value_name = "FILE", hide_env_values = true)]
+    pub callers: Option<PathBuf>,
+
+    /// Server reflection, which tells grpcurl the contract, also without credentials: on or off.
+    #[arg(long, env = "GATEWAY_REFLECTION", default_value = "on", value_parser = reflection)]
+    pub reflection: Reflection,
 
     /// Connections of callers at once. One more takes the place of the one that has been without a call for longest; if
     /// all have calls under way it is closed.
@@ -273,6 +285,14 @@ fn token(args: &ServeArgs) -> Result<Tokens, Error> {
             reload::Error::Read(error) => Error::TokenFile(error),
             reload::Error::Parse(_) => Error::BadToken("--api-token-file (SURVEYLAB_API_TOKEN_FILE)"),
         }),
+    }
+}
+
+fn reflection(text: &str) -> Result<Reflection, String> {
+    match text {
+        "on" => Ok(Reflection::On),
+        "off" => Ok(Reflection::Off),
+        _ => Err("expected on or off".into()),
     }
 }
 

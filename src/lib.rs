@@ -20,11 +20,15 @@
 //! Unary calls and stream items go the same way. Steps 3 to 7 go on in a task of their own when their caller leaves, so
 //! nobody who leaves can cut a request short.
 //!
+//! Where callers are configured, [`callers`] knows whose credentials a call brings and what it may do; [`grpc`] asks it
+//! before a request is read.
+//!
 //! Imports point one way: `main` → [`app`] → [`grpc`] → [`dispatch`] → [`limiter`], [`surveylab`], [`ledger`] →
 //! [`invitation`], [`clock`]. [`sandbox`] is the fake SurveyLab, for trials and tests; [`cli`] holds the commands.
 
 pub mod admin;
 pub mod app;
+pub mod callers;
 pub mod cli;
 pub mod clock;
 pub mod config;

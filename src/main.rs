@@ -40,6 +40,7 @@ async fn run(command: Command) -> Exit {
         Command::Import(args) => cli::import::run(*args).await,
         Command::Invitations(command) => cli::invitations::run(command).await,
         Command::Ledger(args) => cli::ledger::run(args),
+        Command::Caller(command) => cli::caller::run(command),
         Command::MigrateLedger(args) => cli::migrate_ledger::run(args).await,
         Command::Status(args) => cli::status::run(args).await,
         Command::Healthcheck(args) => cli::healthcheck::run(args).await,

@@ -23,10 +23,11 @@ use crate::{
     proto,
 };
 use names::{
-    ALL, ANSWER_NAMES, BATCH_SIZE, BREAKER_OPEN, BREAKER_REJECTIONS, BUILD, BURST, CALL_SECONDS, CALLS, COMMIT_SECONDS,
-    CONNECTIONS, CONNECTIONS_MADE, DOUBTS, EXPECTED_WAIT, IN_FLIGHT, KEYS, Kind, LEDGER_ERRORS, LEDGER_UP,
-    MAX_IN_FLIGHT, MAX_QUEUE, OLDEST_DOUBT, OUTCOMES, PAUSE, PAUSED_SECONDS, PAUSES, RATE, READY, REPLICAS,
-    REQUEST_SECONDS, REQUESTS, RESPONSES, STATUSES, STREAMS, STREAMS_BEGUN, TOKENS, WAIT_SECONDS, WAITING,
+    ALL, ANSWER_NAMES, AUTHENTICATION_FAILURES, BATCH_SIZE, BREAKER_OPEN, BREAKER_REJECTIONS, BUILD, BURST,
+    CALL_SECONDS, CALLS, COMMIT_SECONDS, CONNECTIONS, CONNECTIONS_MADE, DOUBTS, EXPECTED_WAIT, FORBIDDEN, IN_FLIGHT,
+    KEYS, Kind, LEDGER_ERRORS, LEDGER_UP, MAX_IN_FLIGHT, MAX_QUEUE, OLDEST_DOUBT, OUTCOMES, PAUSE, PAUSED_SECONDS,
+    PAUSES, RATE, READY, REPLICAS, REQUEST_SECONDS, REQUESTS, RESPONSES, STATUSES, STREAMS, STREAMS_BEGUN, TOKENS,
+    WAIT_SECONDS, WAITING,
 };
 
 mod names;
@@ -358,6 +359,16 @@ pub fn breaker_open(is_open: bool) {
 /// Counts a request that was not made because the breaker is open.
 pub fn turned_away(reason: &'static str) {
     counter!(BREAKER_REJECTIONS, "reason" => reason).increment(1);
+}
+
+/// Counts a call without valid credentials.
+pub fn authentication_failed(why: &'static str) {
+    counter!(AUTHENTICATION_FAILURES, "why" => why).increment(1);
+}
+
+/// Counts a call, or an item of a stream, that its caller may not make.
+pub fn forbidden(caller: &str, method: &'static str) {
+    counter!(FORBIDDEN, "caller" => caller.to_string(), "method" => method).increment(1);
 }
 
 /// The name of a code as gRPC's documentation writes it.

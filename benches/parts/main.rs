@@ -10,6 +10,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod authenticate;
 mod callers;
 mod ledger;
 mod limiter;
@@ -25,6 +26,7 @@ criterion_group! {
     // Three minutes for all of them.
     config = Criterion::default().warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3));
     targets =
+        authenticate::tokens,
         messages::requests,
         messages::answers,
         stream::messages,

@@ -34,6 +34,7 @@ pub fn settings(data: &[u8]) {
             Command::Add(args) => assert!(args.custom.iter().all(|(number, _)| (1..=8).contains(number))),
             Command::Import(args) => assert!(!args.patience.is_zero() && args.patience <= LONGEST),
             Command::Invitations(_)
+            | Command::Caller(_)
             | Command::Ledger(_)
             | Command::MigrateLedger(_)
             | Command::Status(_)

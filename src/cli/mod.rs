@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 use crate::config::ServeArgs;
 
 pub mod add;
+pub mod caller;
 mod client;
 mod exit;
 mod figures;
@@ -45,6 +46,8 @@ pub enum Command {
     #[command(subcommand)]
     Invitations(invitations::InvitationsCommand),
     Ledger(ledger::LedgerArgs),
+    #[command(subcommand)]
+    Caller(caller::CallerCommand),
     MigrateLedger(migrate_ledger::MigrateLedgerArgs),
     Status(status::StatusArgs),
     Healthcheck(healthcheck::HealthcheckArgs),

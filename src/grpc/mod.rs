@@ -5,17 +5,21 @@ use tonic_health::server::{HealthReporter, HealthService};
 
 use crate::proto::{self, invitation_service_server::InvitationServiceServer};
 
+mod access;
+mod authenticate;
 pub(crate) mod convert;
 mod deadline;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod page_token;
+pub mod peer;
 mod receive;
 pub mod server;
 mod service;
 mod status;
 mod stream;
 
+pub use authenticate::Guard;
 pub use service::{About, Service};
 pub use stream::Streams;
 
@@ -59,8 +63,19 @@ impl Health {
     }
 }
 
+/// Whether the contract can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reflection {
+    On,
+    Off,
+}
+
 /// All services of the gRPC port.
-pub fn routes(service: Service, health: &Health) -> Result<Routes, tonic_reflection::server::Error> {
+pub fn routes(
+    service: Service,
+    health: &Health,
+    reflected: Reflection,
+) -> Result<Routes, tonic_reflection::server::Error> {
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
@@ -68,9 +83,11 @@ pub fn routes(service: Service, health: &Health) -> Result<Routes, tonic_reflect
     };
     let invitations = InvitationServiceServer::new(service).max_decoding_message_size(MAX_MESSAGE);
     let health = HealthService::from_health_reporter(health.reporter.clone());
-    Ok(Routes::new(invitations)
-        .add_service(tonic_health::pb::health_server::HealthServer::new(health))
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?)
-        .prepare())
+    let mut routes = Routes::new(invitations).add_service(tonic_health::pb::health_server::HealthServer::new(health));
+    if reflected == Reflection::On {
+        routes = routes
+            .add_service(reflection().build_v1()?)
+            .add_service(reflection().build_v1alpha()?);
+    }
+    Ok(routes.prepare())
 }

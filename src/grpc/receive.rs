@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes};
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, ready};
 use hyper::{
     Request, Response,
     body::{Body as HttpBody, Frame, Incoming, SizeHint},
@@ -23,7 +23,7 @@ use tokio::{
 };
 use tonic::{Status, body::Body, service::Routes};
 
-use super::{MAX_MESSAGE, server::places::Calls, status};
+use super::{MAX_MESSAGE, authenticate::Door, server::places::Calls, status};
 
 /// Bytes that all large half-received messages of one connection may take together: room for 29 of the largest at once.
 const MAX_UNFINISHED: usize = 4 * 1024 * 1024;
@@ -45,16 +45,19 @@ pub struct Receive {
     timeout: Duration,
     unfinished: Arc<Semaphore>,
     calls: Calls,
+    /// None where everyone may call.
+    door: Option<Door>,
 }
 
 impl Receive {
     /// `timeout` is for a unary request to be complete, and for each message of a stream once it has begun.
-    pub fn new(routes: Routes, timeout: Duration, calls: Calls) -> Self {
+    pub(super) fn new(routes: Routes, timeout: Duration, calls: Calls, door: Option<Door>) -> Self {
         Self {
             routes: TowerToHyperService::new(routes),
             timeout,
             unfinished: Arc::new(Semaphore::new(MAX_UNFINISHED)),
             calls,
+            door,
         }
     }
 }
@@ -64,7 +67,13 @@ impl Service<Request<Incoming>> for Receive {
     type Error = Infallible;
     type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        if let Some(door) = &self.door
+            && let Err(refused) = door.admit(&mut request)
+        {
+            self.calls.unanswered().answered();
+            return Box::pin(ready(Ok(refused.into_http())));
+        }
         let shape = if STREAMS.contains(&request.uri().path()) {
             Shape::Stream
         } else {

@@ -7,10 +7,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
+    access::{Access, StreamAccess},
+    authenticate::Guard,
     convert, deadline, page_token, status,
     stream::{self, Streams},
 };
 use crate::{
+    callers,
     clock::{Clock, Instant, Timestamp},
     dispatch::Dispatcher,
     ledger::Resolved,
@@ -30,6 +33,8 @@ pub struct Service {
     pub closing: CancellationToken,
     pub tasks: TaskTracker,
     pub streams: Arc<Streams>,
+    /// Knows who may call; `None`: everyone.
+    pub guard: Option<Arc<Guard>>,
     pub about: About,
 }
 
@@ -86,6 +91,17 @@ impl Service {
         count(Method::Stream, begin.elapsed(), &answer);
         answer
     }
+
+    fn access<T>(&self, request: &Request<T>) -> Result<Access, Status> {
+        Access::of(self.guard.as_ref(), request.extensions())
+    }
+}
+
+/// Counts a stream's item that was refused before it was looked at.
+pub fn count_refused(error: Status) -> Status {
+    let answer: Result<(), Status> = Err(error.clone());
+    count(Method::Stream, Duration::ZERO, &answer);
+    error
 }
 
 fn count<T>(method: Method, took: Duration, answer: &Result<T, Status>) {
@@ -108,7 +124,12 @@ impl InvitationService for Service {
     ) -> Result<Response<proto::AddRespondentResponse>, Status> {
         let begin = self.clock.now();
         let deadline = deadline::of(request.metadata(), &self.clock);
-        let answer = self.add(request.into_inner(), Lane::Unary, deadline).await;
+        let access = self.access(&request)?;
+        let request = request.into_inner();
+        let answer = match access.collector(callers::Method::Add, &request.collector_id) {
+            Ok(()) => self.add(request, Lane::Unary, deadline).await,
+            Err(forbidden) => Err(forbidden),
+        };
         counted(Method::Add, begin, answer)
     }
 
@@ -117,11 +138,13 @@ impl InvitationService for Service {
         request: Request<Streaming<proto::AddRespondentRequest>>,
     ) -> Result<Response<Self::StreamAddRespondentStream>, Status> {
         let deadline = deadline::of(request.metadata(), &self.clock);
-        Ok(Response::new(stream::start(
-            self.clone(),
+        let access = StreamAccess::of(self.guard.as_ref(), request.extensions())?;
+        let call = stream::Call {
             deadline,
-            request.into_inner(),
-        )))
+            access,
+            requests: request.into_inner(),
+        };
+        Ok(Response::new(stream::start(self.clone(), call)))
     }
 
     async fn get_invitation(
@@ -129,8 +152,10 @@ impl InvitationService for Service {
         request: Request<proto::GetInvitationRequest>,
     ) -> Result<Response<proto::Invitation>, Status> {
         let begin = self.clock.now();
+        let access = self.access(&request)?;
         let proto::GetInvitationRequest { collector_id, crk } = request.into_inner();
         let answer = async {
+            access.collector(callers::Method::Get, &collector_id)?;
             let key = convert::key(collector_id, crk).map_err(|violations| status::invalid(&violations))?;
             let record = self
                 .dispatcher
@@ -147,8 +172,11 @@ impl InvitationService for Service {
         request: Request<proto::ListInvitationsRequest>,
     ) -> Result<Response<proto::ListInvitationsResponse>, Status> {
         let begin = self.clock.now();
+        let access = self.access(&request)?;
+        let request = request.into_inner();
         let answer = async {
-            let query = convert::query(request.into_inner()).map_err(|violations| status::invalid(&violations))?;
+            access.collector(callers::Method::List, &request.collector_id)?;
+            let query = convert::query(request).map_err(|violations| status::invalid(&violations))?;
             let size = query.limit;
             // One more than asked for tells whether there is another page.
             let wider = crate::ledger::Query {
@@ -179,8 +207,10 @@ impl InvitationService for Service {
         request: Request<proto::ResolveInvitationRequest>,
     ) -> Result<Response<proto::Invitation>, Status> {
         let begin = self.clock.now();
+        let access = self.access(&request)?;
         let request = request.into_inner();
         let answer = async {
+            access.collector(callers::Method::Resolve, &request.collector_id)?;
             let resolution = convert::resolution(request.resolution);
             let key = convert::key(request.collector_id, request.crk);
             let (key, resolution) = match (key, resolution) {

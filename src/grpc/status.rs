@@ -216,6 +216,39 @@ pub fn not_in_doubt() -> Status {
     Status::with_error_details(Code::FailedPrecondition, message, details)
 }
 
+/// A call that does not show whose it is. One text for every way of that: it must not help who tries.
+pub fn unauthenticated() -> Status {
+    let message = "valid credentials are needed: a token in the metadata, as authorization: Bearer TOKEN, or a client \
+                   certificate; nothing was sent";
+    Status::with_error_details(Code::Unauthenticated, message, info("CALLER_UNAUTHENTICATED"))
+}
+
+/// What a caller may not do.
+#[derive(Clone, Copy, Debug)]
+pub enum Forbidden {
+    Method,
+    Collector,
+}
+
+impl Forbidden {
+    /// Its name in logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Method => "method",
+            Self::Collector => "collector",
+        }
+    }
+}
+
+/// A call that is its caller's, who has not the right to it.
+pub fn forbidden(what: Forbidden) -> Status {
+    let message = match what {
+        Forbidden::Method => "this caller may not call this method; nothing was sent",
+        Forbidden::Collector => "this caller may not use this collector; nothing was sent",
+    };
+    Status::with_error_details(Code::PermissionDenied, message, info("CALLER_FORBIDDEN"))
+}
+
 /// What the last attempt of a key failed with, as the call itself was told.
 pub fn last_error(error: LastError) -> tonic_types::Status {
     let sent = match error.reason {

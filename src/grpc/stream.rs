@@ -20,7 +20,11 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::{service::Service, status};
+use super::{
+    access::StreamAccess,
+    service::{self, Service},
+    status,
+};
 use crate::{
     clock::Instant,
     dispatch::LATER,
@@ -70,28 +74,30 @@ impl Drop for Begun {
     }
 }
 
+/// One call of a stream.
+pub struct Call {
+    pub deadline: Option<Instant>,
+    pub access: StreamAccess,
+    pub requests: Streaming<AddRespondentRequest>,
+}
+
 /// Begins to read requests, and hands out their results.
-pub fn start(
-    service: Service,
-    deadline: Option<Instant>,
-    requests: Streaming<AddRespondentRequest>,
-) -> ReceiverStream<Item> {
+pub fn start(service: Service, call: Call) -> ReceiverStream<Item> {
     let (results, taken) = mpsc::channel(service.stream_window);
     let tasks = service.tasks.clone();
     let begun = service.streams.begin();
-    tasks.spawn(drive(service, begun, deadline, requests, results));
+    tasks.spawn(drive(service, begun, call, results));
     ReceiverStream::new(taken)
 }
 
 /// Ends when the caller is gone (dropping what is in progress withdraws what waits), or when all that was read is
 /// answered and nothing more is to be read.
-async fn drive(
-    service: Service,
-    begun: Begun,
-    deadline: Option<Instant>,
-    mut requests: Streaming<AddRespondentRequest>,
-    results: Sender<Item>,
-) {
+async fn drive(service: Service, begun: Begun, call: Call, results: Sender<Item>) {
+    let Call {
+        deadline,
+        mut access,
+        mut requests,
+    } = call;
     let mut in_progress = FuturesUnordered::new();
     let mut place: Option<OwnedPermit<Item>> = None;
     let mut next_sequence = 0;
@@ -121,8 +127,16 @@ async fn drive(
             free = results.clone().reserve_owned(), if reading && place.is_none() => place = taken(free),
             message = requests.message(), if reading && place.is_some() => match message {
                 Ok(Some(request)) => {
-                    if let Some(place) = place.take() {
-                        in_progress.push(answer(&service, begun.id, deadline, request, next_sequence, place));
+                    if let Err(refused) = access.renew() {
+                        reading = false;
+                        end = Some(refused);
+                    } else if let Some(place) = place.take() {
+                        match access.collector(&request.collector_id) {
+                            Ok(()) => {
+                                in_progress.push(answer(&service, begun.id, deadline, request, next_sequence, place));
+                            }
+                            Err(forbidden) => refuse(&service::count_refused(forbidden), request.crk, next_sequence, place),
+                        }
                         next_sequence += 1;
                     }
                 }
@@ -158,6 +172,14 @@ async fn answer(
         sequence,
         crk,
         result: Some(result),
+    }));
+}
+
+fn refuse(error: &Status, crk: String, sequence: u64, place: OwnedPermit<Item>) {
+    place.send(Ok(StreamAddRespondentResponse {
+        sequence,
+        crk,
+        result: Some(ItemResult::Error(status::rpc_status(error))),
     }));
 }
 

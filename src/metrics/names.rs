@@ -10,6 +10,9 @@ pub(super) const RESPONSES: &str = "surveylab_gateway_surveylab_responses_total"
 pub(super) const BREAKER_OPEN: &str = "surveylab_gateway_breaker_open";
 pub(super) const BREAKER_REJECTIONS: &str = "surveylab_gateway_breaker_rejections_total";
 
+pub(super) const AUTHENTICATION_FAILURES: &str = "surveylab_gateway_authentication_failures_total";
+pub(super) const FORBIDDEN: &str = "surveylab_gateway_forbidden_total";
+
 pub(super) const RATE: &str = "surveylab_gateway_rate_per_second";
 pub(super) const BURST: &str = "surveylab_gateway_burst";
 pub(super) const TOKENS: &str = "surveylab_gateway_tokens_available";
@@ -59,7 +62,7 @@ pub(super) enum Kind {
 use Kind::{Counter, Gauge, Histogram};
 
 /// Every metric of the gateway's own, with its HELP.
-pub(super) const ALL: [(&str, Kind, &str); 34] = [
+pub(super) const ALL: [(&str, Kind, &str); 36] = [
     (
         CALLS,
         Counter,
@@ -82,6 +85,16 @@ pub(super) const ALL: [(&str, Kind, &str); 34] = [
         "From a request's first byte to its classified answer.",
     ),
     (RESPONSES, Counter, "Answers of SurveyLab, by HTTP status."),
+    (
+        AUTHENTICATION_FAILURES,
+        Counter,
+        "Calls without valid credentials, by what was wrong with them.",
+    ),
+    (
+        FORBIDDEN,
+        Counter,
+        "Calls and stream items that their caller may not make, by caller and method.",
+    ),
     (
         BREAKER_OPEN,
         Gauge,

@@ -5,6 +5,8 @@ mod support;
 
 mod breaker;
 mod bulk;
+mod caller_command;
+mod callers;
 mod cancel;
 mod cli;
 mod clock_jumps;

@@ -13,7 +13,7 @@ use crate::support::{
 };
 
 /// Flag, environment variable, default and a wrong value of each setting.
-const SETTINGS: [(&str, &str, Option<&str>, &str); 23] = [
+const SETTINGS: [(&str, &str, Option<&str>, &str); 25] = [
     ("api-token-file", "SURVEYLAB_API_TOKEN_FILE", None, "/nowhere/token"),
     (
         "surveylab-url",
@@ -28,6 +28,8 @@ const SETTINGS: [(&str, &str, Option<&str>, &str); 23] = [
         Some("127.0.0.1:9464"),
         "127.0.0.1",
     ),
+    ("callers", "GATEWAY_CALLERS", None, "/nowhere/callers.toml"),
+    ("reflection", "GATEWAY_REFLECTION", Some("on"), "maybe"),
     ("max-connections", "GATEWAY_MAX_CONNECTIONS", Some("1024"), "0"),
     ("max-streams", "GATEWAY_MAX_STREAMS", Some("1024"), "100001"),
     ("receive-timeout", "GATEWAY_RECEIVE_TIMEOUT", Some("20s"), "20"),
@@ -279,7 +281,7 @@ async fn a_port_that_is_taken_is_named() {
 
 #[tokio::test]
 async fn help_and_version_succeed_and_what_is_unknown_does_not() {
-    let commands: [&[&str]; 7] = [
+    let commands: [&[&str]; 10] = [
         &[],
         &["serve"],
         &["sandbox"],
@@ -287,6 +289,9 @@ async fn help_and_version_succeed_and_what_is_unknown_does_not() {
         &["invitations"],
         &["invitations", "list"],
         &["healthcheck"],
+        &["caller"],
+        &["caller", "new"],
+        &["caller", "check"],
     ];
     for command in commands {
         let (code, stdout, stderr) = soon(run(&[command, &["--help"]].concat(), &[])).await;

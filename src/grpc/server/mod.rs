@@ -5,7 +5,7 @@
 //! `STREAM_WINDOW` bytes that are not read yet and a stream's window of results that are not taken, and all together
 //! 4 MiB of messages that are half there (`receive`). docs/operations.md has the sum.
 
-use std::{future::pending, time::Duration};
+use std::{future::pending, sync::Arc, time::Duration};
 
 use futures_util::FutureExt as _;
 use hyper::{rt::Executor, server::conn::http2};
@@ -19,7 +19,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 
 use self::places::{Calls, Place, Places};
-use super::receive::Receive;
+use super::{
+    authenticate::{Door, Guard},
+    receive::Receive,
+};
 use crate::{
     metrics,
     socket::{self, Socket},
@@ -61,6 +64,14 @@ pub struct Limits {
     pub receive_timeout: Duration,
 }
 
+/// What the server answers with.
+#[derive(Clone)]
+pub struct Face {
+    pub routes: Routes,
+    /// Knows who may call; `None`: everyone.
+    pub guard: Option<Arc<Guard>>,
+}
+
 /// Runs a connection's tasks, one a call, where they are counted and awaited.
 #[derive(Clone)]
 struct Tracked {
@@ -83,7 +94,7 @@ where
 }
 
 /// Serves connections until `stop`; then accepts no more, lets calls under way end, and returns when all have.
-pub async fn serve(listener: TcpListener, routes: Routes, limits: Limits, stop: CancellationToken, tasks: TaskTracker) {
+pub async fn serve(listener: TcpListener, face: Face, limits: Limits, stop: CancellationToken, tasks: TaskTracker) {
     let connections = TaskTracker::new();
     let max_streams = usize::try_from(limits.max_streams).unwrap_or(usize::MAX);
     let places = Places::new(limits.max_connections, max_streams);
@@ -100,7 +111,7 @@ pub async fn serve(listener: TcpListener, routes: Routes, limits: Limits, stop: 
         is_full = place.is_spare;
         let connection = Connection {
             _open: metrics::Connection::open(),
-            routes: routes.clone(),
+            face: face.clone(),
             limits,
             place,
             stop: stop.clone(),
@@ -116,7 +127,7 @@ pub async fn serve(listener: TcpListener, routes: Routes, limits: Limits, stop: 
 struct Connection {
     /// Counts it.
     _open: metrics::Connection,
-    routes: Routes,
+    face: Face,
     limits: Limits,
     place: Place,
     stop: CancellationToken,
@@ -127,7 +138,7 @@ impl Connection {
     async fn run(self, mut stream: TcpStream) {
         let Self {
             _open,
-            routes,
+            face: Face { routes, guard },
             limits,
             place,
             stop,
@@ -142,6 +153,11 @@ impl Connection {
         // Neither a late peer nor one that speaks something else is worth a word: it is no client.
         let Ok(Ok(preface)) = preface else { return };
         let calls = place.calls();
+        let door = guard.map(|guard| Door {
+            guard,
+            peer: stream.peer_addr().ok(),
+            calls: calls.clone(),
+        });
         let connection = http2::Builder::new(Tracked { tasks, calls })
             .timer(TokioTimer::new())
             .max_concurrent_streams(limits.max_streams)
@@ -154,7 +170,7 @@ impl Connection {
             .keep_alive_timeout(patience)
             .serve_connection(
                 TokioIo::new(Socket::new(stream, preface, patience)),
-                Receive::new(routes, patience, place.calls()),
+                Receive::new(routes, patience, place.calls(), door),
             );
         tokio::pin!(connection);
         let mut stopping = false;

@@ -17,6 +17,10 @@ const MAX_UNNOTICED: usize = 4096;
 /// while SurveyLab hangs, and a bound for one that only does that (CVE-2023-44487).
 const MAX_ABANDONED: u64 = 10_000;
 const FORGIVEN_PER_SECOND: u64 = 500;
+/// Calls of one connection without valid credentials, less those that are forgiven with time. A client with an old token
+/// needs fewer to notice, and one that only tries tokens is not worth its lines in the log.
+const MAX_WITHOUT_CREDENTIALS: u64 = 20;
+const SECONDS_TO_FORGIVE_ONE: u64 = 10;
 /// Connections beyond the maximum, where all have calls under way: so that a short call, or a health check, gets through.
 /// A newcomer takes the place of the oldest of them.
 const SPARE: usize = 16;
@@ -46,6 +50,9 @@ struct Open {
     abandoned: u64,
     /// Up to when calls were forgiven.
     forgiven: Instant,
+    without_credentials: u64,
+    /// Up to when these were forgiven.
+    credentials_forgiven: Instant,
     /// When its last call ended, or when it was opened.
     idle_since: u64,
     leave: CancellationToken,
@@ -107,6 +114,8 @@ impl Places {
             calls: 0,
             abandoned: 0,
             forgiven: Instant::now(),
+            without_credentials: 0,
+            credentials_forgiven: Instant::now(),
             idle_since: id,
             leave: leave.clone(),
         };
@@ -184,6 +193,24 @@ impl Calls {
             }
         }
         Call(self.clone())
+    }
+
+    /// Notes a call without valid credentials; too many of them end the connection.
+    pub fn without_credentials(&self) {
+        let mut state = self.places.lock();
+        let Some(open) = state.open.get_mut(&self.connection) else {
+            return;
+        };
+        let forgiven = open.credentials_forgiven.elapsed().as_secs() / SECONDS_TO_FORGIVE_ONE;
+        if forgiven > 0 {
+            open.credentials_forgiven = Instant::now();
+            open.without_credentials = open.without_credentials.saturating_sub(forgiven);
+        }
+        open.without_credentials += 1;
+        if open.without_credentials > MAX_WITHOUT_CREDENTIALS {
+            // Without a word: those who try would write the log.
+            open.leave.cancel();
+        }
     }
 
     pub fn unanswered(&self) -> Unanswered {
@@ -305,6 +332,26 @@ mod tests {
             tokio::time::advance(std::time::Duration::from_secs(1)).await;
         }
         assert!(!place.leave.is_cancelled());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_keeps_calling_without_credentials_must_leave() {
+        let places = Places::new(2, 10);
+        let [slow, fast] = [(); 2].map(|()| places.take());
+        for _ in 0..MAX_WITHOUT_CREDENTIALS {
+            slow.calls().without_credentials();
+            fast.calls().without_credentials();
+        }
+        assert!(!slow.leave.is_cancelled() && !fast.leave.is_cancelled());
+        fast.calls().without_credentials();
+        assert!(!slow.leave.is_cancelled() && fast.leave.is_cancelled());
+        for _ in 0..100 {
+            tokio::time::advance(std::time::Duration::from_secs(SECONDS_TO_FORGIVE_ONE)).await;
+            slow.calls().without_credentials();
+        }
+        assert!(!slow.leave.is_cancelled());
+        slow.calls().without_credentials();
+        assert!(slow.leave.is_cancelled());
     }
 
     #[test]
