@@ -12,7 +12,7 @@ use crate::{
     clock::Clock,
     config::{Config, LedgerUrl, Upstream},
     dispatch::{self, Dispatcher},
-    grpc::{self, Health, Service},
+    grpc::{self, Health, Service, tls},
     ledger::{
         self, Ledger,
         memory::Memory,
@@ -45,6 +45,8 @@ pub enum Error {
     },
     #[error("--ledger: {0}")]
     Ledger(#[from] ledger::Error),
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
     #[error("the sandbox can't start: {0}")]
     Sandbox(io::Error),
     #[error("the client for SurveyLab can't start: {0}")]
@@ -62,7 +64,9 @@ impl Error {
     pub fn is_of_a_setting(&self) -> bool {
         matches!(
             self,
-            Self::Ledger(ledger::Error::Unusable(_)) | Self::Client(http::Error::NoToken | http::Error::NoRoom)
+            Self::Tls(_)
+                | Self::Ledger(ledger::Error::Unusable(_))
+                | Self::Client(http::Error::NoToken | http::Error::NoRoom)
         )
     }
 }
@@ -92,6 +96,8 @@ async fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, Er
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
     let args = &config.args;
     let clock = Clock::system();
+    let tls = config.tls.clone();
+    let tls = tls.map(|files| tls::open(files, clock.clone())).transpose()?;
     let (ledger, rested) = open_ledger(&config, &clock).await?;
     let (sandbox, url, token) = match &config.upstream {
         Upstream::SurveyLab { url, token } => (None, url.clone(), token.clone()),
@@ -168,13 +174,19 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     let mut pacer = tasks.spawn(pacer.run());
     let mut leases = leases.map(|leases| tasks.spawn(leases.run()));
     tasks.spawn(metrics::upkeep(stop.clone()));
+    if let Some(tls) = tls.clone() {
+        tasks.spawn(tls::tend(tls, clock.clone(), stop.clone()));
+    }
     let limits = grpc::server::Limits {
         max_connections: count(args.max_connections),
         max_streams: args.max_streams.get(),
         receive_timeout: args.receive_timeout,
     };
     let mut server = tasks.spawn(grpc::server::serve(
-        listeners.grpc,
+        grpc::server::Port {
+            listener: listeners.grpc,
+            tls,
+        },
         routes,
         limits,
         stop.clone(),
@@ -304,6 +316,9 @@ fn announce(config: &Config, listeners: &Listeners, sandbox: Option<&Sandbox>) {
     if let LedgerUrl::Memory = config.ledger {
         tracing::warn!("the ledger is in memory: a restart forgets every key");
     }
+    if args.protection.insecure {
+        tracing::warn!("--insecure: whoever reaches the ports may call");
+    }
     let least = match &config.ledger {
         LedgerUrl::Postgres(_) => limiter::shared::least_burst(args.rate).into(),
         LedgerUrl::Sqlite(_) | LedgerUrl::Memory => least_burst(args.rate.period()),
@@ -323,6 +338,7 @@ fn announce(config: &Config, listeners: &Listeners, sandbox: Option<&Sandbox>) {
     tracing::info!(
         grpc = local(&listeners.grpc),
         admin = local(&listeners.admin),
+        tls = config.tls.is_some(),
         ledger = %config.ledger,
         rate = %args.rate,
         burst = args.burst,

@@ -5,7 +5,17 @@ use std::{env, fmt, fs, net::SocketAddr, num::NonZeroU32, path::PathBuf, str::Fr
 use clap::{Args, builder::BoolishValueParser};
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::{dispatch::OnServerError, postgres, rate::Rate, surveylab::http::Endpoint};
+use crate::{
+    dispatch::OnServerError,
+    grpc::tls::{self, ClientCertificate},
+    postgres,
+    rate::Rate,
+    surveylab::http::Endpoint,
+};
+
+mod protection;
+
+pub use protection::{Callers, ProtectionArgs};
 
 /// The ledger where none is named. What only the sandbox has seen must not count as added in SurveyLab, so a sandbox gets
 /// a file of its own.
@@ -53,6 +63,9 @@ pub struct ServeArgs {
         default_value = "127.0.0.1:9464"
     )]
     pub admin_listen: SocketAddr,
+
+    #[command(flatten)]
+    pub protection: ProtectionArgs,
 
     /// Connections of callers at once. One more takes the place of the one that has been without a call for longest; if
     /// all have calls under way it is closed.
@@ -211,6 +224,8 @@ pub enum Upstream {
 pub struct Config {
     pub upstream: Upstream,
     pub ledger: LedgerUrl,
+    /// `None`: gRPC in plain text.
+    pub tls: Option<tls::Files>,
     pub args: ServeArgs,
 }
 
@@ -229,6 +244,8 @@ pub enum Error {
     TokenFile(std::io::Error),
     #[error("{0}: the token must be one line of visible ASCII characters, at most 1024")]
     BadToken(&'static str),
+    #[error(transparent)]
+    Protection(#[from] protection::Error),
 }
 
 impl TryFrom<ServeArgs> for Config {
@@ -243,11 +260,23 @@ impl TryFrom<ServeArgs> for Config {
                 token: token(&args)?,
             }
         };
+        let tls = args.protection.tls(ClientCertificate::Required)?;
+        let callers = match &args.protection.tls_client_ca {
+            Some(_) => Callers::Authenticated,
+            None => Callers::Anyone,
+        };
+        args.protection.allow_listen(args.listen, callers)?;
+        args.protection.allow_admin_listen(args.admin_listen)?;
         let ledger = args.ledger.clone().unwrap_or_else(|| {
             let name = if args.sandbox { SANDBOX_LEDGER } else { LEDGER };
             LedgerUrl::Sqlite(name.into())
         });
-        Ok(Self { upstream, ledger, args })
+        Ok(Self {
+            upstream,
+            ledger,
+            tls,
+            args,
+        })
     }
 }
 

@@ -17,6 +17,7 @@ const CALLS: &str = "surveylab_gateway_calls_total";
 const CALL_SECONDS: &str = "surveylab_gateway_call_duration_seconds";
 const REQUESTS: &str = "surveylab_gateway_surveylab_requests_total";
 const REQUEST_SECONDS: &str = "surveylab_gateway_surveylab_request_duration_seconds";
+const TLS_FAILED: &str = "surveylab_gateway_tls_handshakes_failed_total";
 const RATE: &str = "surveylab_gateway_rate_per_second";
 const PAUSE: &str = "surveylab_gateway_pause_seconds";
 const WAITING: &str = "surveylab_gateway_waiting_requests";
@@ -40,6 +41,10 @@ pub fn install() -> Result<(), BuildError> {
     metrics::describe_histogram!(CALL_SECONDS, "From a call's arrival to its answer.");
     metrics::describe_counter!(REQUESTS, "Requests made to SurveyLab, by what they came to.");
     metrics::describe_histogram!(REQUEST_SECONDS, "From a request's first byte to its classified answer.");
+    metrics::describe_counter!(
+        TLS_FAILED,
+        "Connections to the gRPC port that ended within their TLS handshake: no client, or one with the wrong certificate."
+    );
     metrics::describe_gauge!(RATE, "Requests a second: as configured, and as learned from 429s.");
     metrics::describe_gauge!(PAUSE, "What is left of the pause after a 429.");
     metrics::describe_gauge!(WAITING, "Requests waiting for a permit, by lane.");
@@ -162,6 +167,11 @@ pub fn request(answer: &'static str, took: Duration) {
         other => requests(other).increment(1),
     }
     USUAL.request_seconds.record(took);
+}
+
+/// Counts a connection that ended within its TLS handshake.
+pub fn tls_handshake_failed() {
+    counter!(TLS_FAILED).increment(1);
 }
 
 /// The name of a code as gRPC's documentation writes it.

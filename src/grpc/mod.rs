@@ -10,11 +10,13 @@ mod deadline;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod page_token;
+pub mod peer;
 mod receive;
 pub mod server;
 mod service;
 mod status;
 mod stream;
+pub mod tls;
 
 pub use service::{About, Service};
 

@@ -23,7 +23,7 @@ use tokio::{
 };
 use tonic::{Status, body::Body, service::Routes};
 
-use super::{MAX_MESSAGE, server::places::Calls, status};
+use super::{MAX_MESSAGE, peer::Peer, server::places::Calls, status};
 
 /// Bytes that all large half-received messages of one connection may take together: room for 29 of the largest at once.
 const MAX_UNFINISHED: usize = 4 * 1024 * 1024;
@@ -45,16 +45,19 @@ pub struct Receive {
     timeout: Duration,
     unfinished: Arc<Semaphore>,
     calls: Calls,
+    peer: Option<Peer>,
 }
 
 impl Receive {
-    /// `timeout` is for a unary request to be complete, and for each message of a stream once it has begun.
-    pub fn new(routes: Routes, timeout: Duration, calls: Calls) -> Self {
+    /// `timeout` is for a unary request to be complete, and for each message of a stream once it has begun. Each request
+    /// has `peer` among its extensions.
+    pub fn new(routes: Routes, timeout: Duration, calls: Calls, peer: Option<Peer>) -> Self {
         Self {
             routes: TowerToHyperService::new(routes),
             timeout,
             unfinished: Arc::new(Semaphore::new(MAX_UNFINISHED)),
             calls,
+            peer,
         }
     }
 }
@@ -70,7 +73,7 @@ impl Service<Request<Incoming>> for Receive {
         } else {
             Shape::Unary
         };
-        let request = request.map(|body| Inbound {
+        let mut request = request.map(|body| Inbound {
             body,
             shape,
             framing: Framing::default(),
@@ -79,6 +82,9 @@ impl Service<Request<Incoming>> for Receive {
             unfinished: self.unfinished.clone(),
             held: None,
         });
+        if let Some(peer) = &self.peer {
+            request.extensions_mut().insert(peer.clone());
+        }
         let answer = self.routes.call(request);
         let unanswered = self.calls.unanswered();
         Box::pin(async move {
