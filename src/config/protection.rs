@@ -52,10 +52,7 @@ pub enum Error {
         "--listen (GATEWAY_LISTEN) {address}: other machines reach that, so it needs {missing}; --insecure \
          (GATEWAY_INSECURE) goes without, where something else protects it"
     )]
-    Listen {
-        address: SocketAddr,
-        missing: &'static str,
-    },
+    Listen { address: SocketAddr, missing: &'static str },
     #[error(
         "--admin-listen (GATEWAY_ADMIN_LISTEN) {0}: other machines reach that, and it speaks plain HTTP to anyone; \
          --insecure-admin (GATEWAY_INSECURE_ADMIN) allows it"

@@ -130,7 +130,14 @@ fn each_outside_crate_has_its_place() {
         ("axum", &["admin.rs", "app.rs"]),
         (
             "clap",
-            &["cli/", "config.rs", "config/", "main.rs", "dispatch/verdict.rs", "sandbox/"],
+            &[
+                "cli/",
+                "config.rs",
+                "config/",
+                "main.rs",
+                "dispatch/verdict.rs",
+                "sandbox/",
+            ],
         ),
         ("governor", &["limiter/", "sandbox/"]),
         ("csv_core", &["cli/import/"]),

@@ -32,3 +32,4 @@ mod settings;
 mod shutdown;
 mod status;
 mod stream;
+mod tls;

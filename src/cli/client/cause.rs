@@ -1,0 +1,59 @@
+//! Why a connection failed, told for whoever can do something about it.
+
+use std::{error::Error, io, iter};
+
+use rustls::{AlertDescription, CertificateError};
+
+/// The innermost cause; of TLS in words that say what to look at.
+pub fn cause(error: &(dyn Error + 'static)) -> String {
+    let tls = chain(error).find_map(|error| {
+        let inner = || error.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref();
+        error.downcast_ref::<rustls::Error>().or_else(inner)
+    });
+    match tls {
+        Some(error) => explain(error),
+        None => chain(error).last().map(ToString::to_string).unwrap_or_default(),
+    }
+}
+
+/// The same of a connection that was to be made.
+pub fn cause_at_connect(error: &(dyn Error + 'static)) -> String {
+    let ended = chain(error).any(|error| {
+        let error = error.downcast_ref::<io::Error>();
+        error.is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
+    });
+    if ended {
+        // TCP's own connecting knows no end.
+        return "the connection ended within the TLS handshake: is TLS spoken there, or is it http://?".into();
+    }
+    cause(error)
+}
+
+fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| (*error).source())
+}
+
+fn explain(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InvalidCertificate(error) => match error {
+            CertificateError::UnknownIssuer => {
+                "its certificate was not signed by a CA that is trusted here (see --ca-file)".into()
+            }
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => "its certificate has expired".into(),
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                "its certificate is not valid yet".into()
+            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                format!("its certificate is for another name: {error}")
+            }
+            error => format!("its certificate is not accepted: {error}"),
+        },
+        rustls::Error::InvalidMessage(_) => "TLS is not spoken there: is it http://?".into(),
+        rustls::Error::AlertReceived(alert) => match alert {
+            AlertDescription::CertificateRequired => "it asks for a certificate (--client-cert, --client-key)".into(),
+            AlertDescription::NoApplicationProtocol => "it speaks TLS, but not HTTP/2".into(),
+            alert => format!("it refuses the TLS session: {alert:?}"),
+        },
+        error => error.to_string(),
+    }
+}
