@@ -23,3 +23,29 @@ impl Peer {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair, SanType, string::Ia5String};
+
+    use super::*;
+
+    #[test]
+    fn a_peer_has_the_dns_names_and_uris_of_its_certificate_and_no_others() {
+        let text = |text: &str| Ia5String::try_from(text).unwrap();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![
+            SanType::Rfc822Name(text("jan.kowalski@example.com")),
+            SanType::URI(text("spiffe://example.com/crm")),
+            SanType::DnsName(text("crm.example.com")),
+            SanType::IpAddress([127, 0, 0, 1].into()),
+        ];
+        let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        let peer = Peer::of(certificate.der()).unwrap();
+        assert_eq!(*peer.names, ["crm.example.com", "spiffe://example.com/crm"]);
+
+        let nameless = CertificateParams::default().self_signed(&KeyPair::generate().unwrap());
+        assert!(Peer::of(nameless.unwrap().der()).unwrap().names.is_empty());
+        assert_eq!(Peer::of(&CertificateDer::from_slice(b"no certificate")), None);
+    }
+}

@@ -214,3 +214,6 @@ async fn linger(mut socket: Socket) -> io::Result<()> {
     tokio::io::copy(&mut rest, &mut tokio::io::sink()).await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -36,7 +36,8 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
 fn explain(error: &rustls::Error) -> String {
     match error {
         rustls::Error::InvalidCertificate(error) => match error {
-            CertificateError::UnknownIssuer => {
+            // Where another CA has the same name, it is the signature that does not fit.
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
                 "its certificate was not signed by a CA that is trusted here (see --ca-file)".into()
             }
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => "its certificate has expired".into(),

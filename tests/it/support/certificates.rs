@@ -51,7 +51,9 @@ impl Authority {
         fs::write(directory.path().join("ca.cnf"), CONFIG).unwrap();
         fs::write(directory.path().join("index.txt"), "").unwrap();
         let authority = Self { directory };
-        let name = ["-subj", "/CN=A CA", "-addext", "basicConstraints=critical,CA:TRUE"];
+        // Of two CAs with the same name the wrong one would be tried, too.
+        let subject = format!("/CN=CA {}", authority.directory.path().file_name().unwrap().display());
+        let name = ["-subj", &subject, "-addext", "basicConstraints=critical,CA:TRUE"];
         let files = ["-keyout", "ca.key", "-out", "ca.pem", "-days", "2"];
         authority.openssl(&[&["req", "-x509", "-config", "ca.cnf"], &NEW_KEY[..], &name, &files].concat());
         authority

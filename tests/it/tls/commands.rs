@@ -91,13 +91,13 @@ async fn the_right_certificates_are_accepted_by_flag_and_environment() {
             let (code, _, stderr) = soon(run(&[command, &common[..]].concat(), &rest)).await;
             assert_eq!(code, Some(0), "{command:?}: {stderr}");
         }
-        let list = gateway.path("list.csv");
+        let list = gateway.path(&format!("{host}.csv"));
         fs::write(
             &list,
             format!("collector_id,crk,email\nc,import-{host},a@example.com\n"),
         )
         .unwrap();
-        let import = ["import", list.to_str().unwrap(), "--no-results"];
+        let import = ["import", list.to_str().unwrap()];
         let (code, _, stderr) = soon(run(&[&import, &common[..]].concat(), &rest)).await;
         assert_eq!(code, Some(0), "{stderr}");
     }
@@ -123,8 +123,8 @@ async fn what_is_wrong_with_a_gateway_is_told_in_one_line() {
     // What the system trusts knows nothing of this CA.
     let line = fails(&[at(&gateway)]).await;
     assert!(line.contains("no gateway at"), "{line}");
-    let line = fails(&[format!("--target=http://{}", gateway.grpc)]).await;
-    assert!(line.contains("UN"), "{line}");
+    // Without TLS there is no telling why the other side does not speak HTTP/2.
+    fails(&[format!("--target=http://{}", gateway.grpc)]).await;
     let plain = Gateway::with(Options::new(), &sandbox).await;
     let line = fails(&[at(&plain), trusted.clone()]).await;
     assert!(line.contains("http://"), "{line}");

@@ -132,15 +132,13 @@ async fn a_shutdown_ends_a_session_by_close_notify() {
     let sandbox = surveylab().await;
     let authority = Authority::new();
     let gateway = Gateway::with(with_tls(&authority.issue("gateway", HERE)), &sandbox).await;
-    let mut session = session(gateway.grpc, &authority.ca(), None, &["h2"]).await.unwrap();
-    session.write_all(PREFACE).await.unwrap();
-    // Its settings say that it is in HTTP/2.
-    let mut first = [0; 9];
-    soon(session.read_exact(&mut first)).await.unwrap();
+    let session = session(gateway.grpc, &authority.ca(), None, &["h2"]).await.unwrap();
+    let (_sender, mut connection) = h2::client::handshake(session).await.unwrap();
+    let mut ping = connection.ping_pong().unwrap();
+    let connection = tokio::spawn(connection);
+    soon(ping.ping(h2::Ping::opaque())).await.unwrap();
     gateway.signal("TERM");
-    let mut rest = Vec::new();
-    // Without close_notify rustls tells of an unexpected end.
-    soon(session.read_to_end(&mut rest)).await.unwrap();
-    drop(session);
+    // Without close_notify rustls would tell of an end that it did not expect.
+    soon(connection).await.unwrap().unwrap();
     assert!(soon(gateway.ended()).await.success());
 }

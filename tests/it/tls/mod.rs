@@ -104,7 +104,7 @@ async fn a_call_over_tls_is_answered_and_the_key_shows_nowhere() {
     assert_eq!(shown(gateway.grpc, &authority.ca()).await, pair.der());
     assert_eq!(gateway.admin("/metrics").await.0, 200);
     let log = gateway.log();
-    assert!(log.contains(r#""level":"TRACE""#), "{log}");
+    assert!(log.contains(r#""level":"DEBUG""#), "{log}");
     for line in pem_lines(&pair.key) {
         assert!(!log.contains(&line), "the key is in the log");
     }
@@ -155,6 +155,6 @@ async fn tls_1_3_and_1_2_are_spoken_and_nothing_older() {
     for option in ["-tls1_1", "-tls1"] {
         let options = [option, "-cipher", "ALL:@SECLEVEL=0"];
         let (connected, text) = s_client(gateway.grpc, &authority.ca(), &options).await;
-        assert!(!connected && text.contains("protocol version"), "{text}");
+        assert!(!connected && text.contains("alert"), "{text}");
     }
 }
