@@ -11,7 +11,7 @@ use tonic::{
 };
 use tonic_types::StatusExt as _;
 
-use self::cause::{cause, cause_at_connect};
+use self::cause::{cause, cause_in_handshake};
 use super::{
     Exit,
     output::{complain, fail, say},
@@ -101,7 +101,10 @@ impl Client {
     pub async fn connect(&self) -> Result<Channel, Status> {
         let endpoint = self.endpoint.clone().connect_timeout(self.timeout);
         endpoint.connect().await.map_err(|error| {
-            let cause = cause_at_connect(&error);
+            let cause = match self.endpoint.uri().scheme_str() {
+                Some("https") => cause_in_handshake(&error),
+                _ => cause(&error),
+            };
             Status::unavailable(format!("no gateway at {}: {cause}", self.target))
         })
     }

@@ -10,20 +10,30 @@ pub fn cause(error: &(dyn Error + 'static)) -> String {
         let inner = || error.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref();
         error.downcast_ref::<rustls::Error>().or_else(inner)
     });
-    match tls {
-        Some(error) => explain(error),
-        None => chain(error).last().map(ToString::to_string).unwrap_or_default(),
+    if let Some(error) = tls {
+        return explain(error);
     }
+    // By TLS 1.3 a certificate is refused when the connection is there already, and hyper does not say why it ended.
+    let unsent = |error: &hyper::Error| error.is_canceled();
+    if chain(error).any(|error| error.downcast_ref().is_some_and(unsent)) {
+        return "the connection was closed before the call went out: it may want TLS there (https://), or another \
+                certificate (--client-cert)"
+            .into();
+    }
+    chain(error).last().map(ToString::to_string).unwrap_or_default()
 }
 
-/// The same of a connection that was to be made.
-pub fn cause_at_connect(error: &(dyn Error + 'static)) -> String {
+/// The same of a connection that was to be made with TLS.
+pub fn cause_in_handshake(error: &(dyn Error + 'static)) -> String {
     let ended = chain(error).any(|error| {
+        // TCP's own connecting brings none of these.
         let error = error.downcast_ref::<io::Error>();
-        error.is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
+        error.is_some_and(|error| {
+            use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+            matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe)
+        })
     });
     if ended {
-        // TCP's own connecting knows no end.
         return "the connection ended within the TLS handshake: is TLS spoken there, or is it http://?".into();
     }
     cause(error)
