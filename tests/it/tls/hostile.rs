@@ -9,7 +9,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{client_tls, connect, session, with_tls};
+use super::{PREFACE, client_tls, connect, session, with_tls};
 use crate::support::{
     Gateway, Options, added,
     certificates::{Authority, HERE},
@@ -17,8 +17,6 @@ use crate::support::{
     request,
     watch::{metric, soon},
 };
-
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 /// Says something, and waits for the gateway to end the connection: what came back.
 async fn say(gateway: SocketAddr, bytes: &[u8]) -> Vec<u8> {

@@ -26,6 +26,9 @@ mod hostile;
 mod mutual;
 mod rotation;
 
+/// What an HTTP/2 client says first, with no settings.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
 /// Settings for TLS with this pair.
 fn with_tls(pair: &Pair) -> Options {
     Options::new()

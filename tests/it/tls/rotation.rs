@@ -10,10 +10,13 @@ use std::{
 };
 
 use surveylab_gateway::proto::Outcome;
-use tokio::task::JoinSet;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    task::JoinSet,
+};
 use tonic::transport::ClientTlsConfig;
 
-use super::{client_tls, connect, pem_lines, session, shown, with_tls};
+use super::{PREFACE, client_tls, connect, pem_lines, session, shown, with_tls};
 use crate::support::{
     Gateway, added,
     call::add,
@@ -158,10 +161,12 @@ async fn another_client_ca_holds_for_new_connections() {
     assert_eq!(added(&open, request("before")).await, Outcome::Added);
     assert!(!call(&new, "too early").await);
     // A session that could be resumed would go on without its certificate being looked at.
-    let resumable = session(gateway.grpc, &authority.ca(), Some(&old), &["h2"])
+    let mut session = session(gateway.grpc, &authority.ca(), Some(&old), &["h2"])
         .await
         .unwrap();
-    assert_eq!(resumable.get_ref().1.tls13_tickets_received(), 0);
+    session.write_all(PREFACE).await.unwrap();
+    soon(session.read_exact(&mut [0; 9])).await.unwrap();
+    assert_eq!(session.get_ref().1.tls13_tickets_received(), 0);
 
     let before = count(&gateway, USED);
     replace(&clients.ca(), &others.ca());
