@@ -16,7 +16,14 @@ use crate::{
 
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Of these the value may be a secret, or have one in it.
-const HIDDEN: [&str; 4] = ["--api-token-file", "--surveylab-url", "--ledger", "--api-token"];
+const HIDDEN: [&str; 6] = [
+    "--api-token-file",
+    "--surveylab-url",
+    "--ledger",
+    "--api-token",
+    "--token-file",
+    "--token",
+];
 const SECRET: &str = "s3cret";
 
 /// A command's arguments, one a line: either settings that are valid by themselves and with each other, or one line that
