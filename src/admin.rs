@@ -9,7 +9,6 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use bytes::Bytes;
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -87,7 +86,7 @@ async fn connection(stream: TcpStream, router: Router, patience: Duration, stop:
         .max_buf_size(MAX_HEAD)
         .keep_alive(false)
         .serve_connection(
-            TokioIo::new(Socket::new(stream, Bytes::new(), patience)),
+            TokioIo::new(Socket::new(stream, patience)),
             TowerToHyperService::new(router),
         );
     tokio::pin!(connection);

@@ -13,7 +13,7 @@ use crate::{
     clock::Clock,
     config::{Config, LedgerUrl, Upstream},
     dispatch::{self, Dispatcher},
-    grpc::{self, Guard, Health, Service},
+    grpc::{self, Guard, Health, Service, tls},
     ledger::{
         self, Ledger,
         memory::Memory,
@@ -49,6 +49,8 @@ pub enum Error {
     Callers(#[from] reload::Error),
     #[error("--ledger: {0}")]
     Ledger(#[from] ledger::Error),
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
     #[error("the sandbox can't start: {0}")]
     Sandbox(io::Error),
     #[error("the client for SurveyLab can't start: {0}")]
@@ -67,6 +69,7 @@ impl Error {
         matches!(
             self,
             Self::Callers(_)
+                | Self::Tls(_)
                 | Self::Ledger(ledger::Error::Unusable(_))
                 | Self::Client(http::Error::NoToken | http::Error::NoRoom)
         )
@@ -99,6 +102,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     let args = &config.args;
     let callers = args.callers.clone().map(Callers::open).transpose()?;
     let clock = Clock::system();
+    let tls = config.tls.clone();
+    let tls = tls.map(|files| tls::open(files, clock.clone())).transpose()?;
     let (ledger, rested) = open_ledger(&config, &clock).await?;
     let (sandbox, url, token) = match &config.upstream {
         Upstream::SurveyLab { url, token } => (None, url.clone(), token.clone()),
@@ -184,13 +189,19 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     if let Some(callers) = callers {
         tasks.spawn(callers.watch(stop.clone()));
     }
+    if let Some(tls) = tls.clone() {
+        tasks.spawn(tls::tend(tls, clock.clone(), stop.clone()));
+    }
     let limits = grpc::server::Limits {
         max_connections: count(args.max_connections),
         max_streams: args.max_streams.get(),
         receive_timeout: args.receive_timeout,
     };
     let mut server = tasks.spawn(grpc::server::serve(
-        listeners.grpc,
+        grpc::server::Port {
+            listener: listeners.grpc,
+            tls,
+        },
         grpc::server::Face { routes, guard },
         limits,
         stop.clone(),
@@ -320,6 +331,9 @@ fn announce(config: &Config, listeners: &Listeners, sandbox: Option<&Sandbox>) {
     if let LedgerUrl::Memory = config.ledger {
         tracing::warn!("the ledger is in memory: a restart forgets every key");
     }
+    if args.protection.insecure {
+        tracing::warn!("--insecure: whoever reaches the ports may call");
+    }
     let least = match &config.ledger {
         LedgerUrl::Postgres(_) => limiter::shared::least_burst(args.rate).into(),
         LedgerUrl::Sqlite(_) | LedgerUrl::Memory => least_burst(args.rate.period()),
@@ -339,6 +353,7 @@ fn announce(config: &Config, listeners: &Listeners, sandbox: Option<&Sandbox>) {
     tracing::info!(
         grpc = local(&listeners.grpc),
         admin = local(&listeners.admin),
+        tls = config.tls.is_some(),
         ledger = %config.ledger,
         rate = %args.rate,
         burst = args.burst,

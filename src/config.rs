@@ -6,12 +6,19 @@ use clap::{Args, builder::BoolishValueParser};
 
 use crate::{
     dispatch::OnServerError,
-    grpc::Reflection,
+    grpc::{
+        Reflection,
+        tls::{self, ClientCertificate},
+    },
     postgres,
     rate::Rate,
     reload,
     surveylab::{self, NOT_A_TOKEN, Tokens, http::Endpoint},
 };
+
+mod protection;
+
+pub use protection::{Callers, ProtectionArgs};
 
 /// The ledger where none is named. What only the sandbox has seen must not count as added in SurveyLab, so a sandbox gets
 /// a file of its own.
@@ -59,6 +66,9 @@ pub struct ServeArgs {
         default_value = "127.0.0.1:9464"
     )]
     pub admin_listen: SocketAddr,
+
+    #[command(flatten)]
+    pub protection: ProtectionArgs,
 
     /// File of the callers, their tokens' hashes and their rights; read again when it changes. Without it everyone who
     /// reaches the port may do everything.
@@ -232,6 +242,8 @@ pub enum Upstream {
 pub struct Config {
     pub upstream: Upstream,
     pub ledger: LedgerUrl,
+    /// `None`: gRPC in plain text.
+    pub tls: Option<tls::Files>,
     pub args: ServeArgs,
 }
 
@@ -250,6 +262,8 @@ pub enum Error {
     TokenFile(std::io::Error),
     #[error("{0}: {NOT_A_TOKEN}")]
     BadToken(&'static str),
+    #[error(transparent)]
+    Protection(#[from] protection::Error),
 }
 
 impl TryFrom<ServeArgs> for Config {
@@ -264,11 +278,28 @@ impl TryFrom<ServeArgs> for Config {
                 token: token(&args)?,
             }
         };
+        // Callers with tokens need no certificate; those without either are refused call by call.
+        let certificate = match &args.callers {
+            Some(_) => ClientCertificate::Optional,
+            None => ClientCertificate::Required,
+        };
+        let tls = args.protection.tls(certificate)?;
+        let callers = match (&args.callers, &args.protection.tls_client_ca) {
+            (None, None) => Callers::Anyone,
+            _ => Callers::Authenticated,
+        };
+        args.protection.allow_listen(args.listen, callers)?;
+        args.protection.allow_admin_listen(args.admin_listen)?;
         let ledger = args.ledger.clone().unwrap_or_else(|| {
             let name = if args.sandbox { SANDBOX_LEDGER } else { LEDGER };
             LedgerUrl::Sqlite(name.into())
         });
-        Ok(Self { upstream, ledger, args })
+        Ok(Self {
+            upstream,
+            ledger,
+            tls,
+            args,
+        })
     }
 }
 

@@ -26,8 +26,8 @@ use names::{
     ALL, ANSWER_NAMES, AUTHENTICATION_FAILURES, BATCH_SIZE, BREAKER_OPEN, BREAKER_REJECTIONS, BUILD, BURST,
     CALL_SECONDS, CALLS, COMMIT_SECONDS, CONNECTIONS, CONNECTIONS_MADE, DOUBTS, EXPECTED_WAIT, FORBIDDEN, IN_FLIGHT,
     KEYS, Kind, LEDGER_ERRORS, LEDGER_UP, MAX_IN_FLIGHT, MAX_QUEUE, OLDEST_DOUBT, OUTCOMES, PAUSE, PAUSED_SECONDS,
-    PAUSES, RATE, READY, REPLICAS, REQUEST_SECONDS, REQUESTS, RESPONSES, STATUSES, STREAMS, STREAMS_BEGUN, TOKENS,
-    WAIT_SECONDS, WAITING,
+    PAUSES, RATE, READY, REPLICAS, REQUEST_SECONDS, REQUESTS, RESPONSES, STATUSES, STREAMS, STREAMS_BEGUN, TLS_FAILED,
+    TOKENS, WAIT_SECONDS, WAITING,
 };
 
 mod names;
@@ -369,6 +369,11 @@ pub fn authentication_failed(why: &'static str) {
 /// Counts a call, or an item of a stream, that its caller may not make.
 pub fn forbidden(caller: &str, method: &'static str) {
     counter!(FORBIDDEN, "caller" => caller.to_string(), "method" => method).increment(1);
+}
+
+/// Counts a connection that ended within its TLS handshake.
+pub fn tls_handshake_failed() {
+    counter!(TLS_FAILED).increment(1);
 }
 
 /// The name of a code as gRPC's documentation writes it.

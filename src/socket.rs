@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf as _, Bytes};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -40,20 +39,17 @@ async fn wait_out(error: &io::Error) {
 /// it for ever: even the end of a connection is something to be written.
 pub struct Socket {
     stream: TcpStream,
-    /// What was read from the stream before, and comes first.
-    seen: Bytes,
     patience: Duration,
     /// Runs while the peer takes nothing.
     stuck: Option<Pin<Box<Sleep>>>,
 }
 
 impl Socket {
-    pub fn new(stream: TcpStream, seen: Bytes, patience: Duration) -> Self {
+    pub fn new(stream: TcpStream, patience: Duration) -> Self {
         // Answers are small, and nobody likes to wait 40 ms for one. If it fails the connection is broken anyway.
         let _broken = stream.set_nodelay(true);
         Self {
             stream,
-            seen,
             patience,
             stuck: None,
         }
@@ -75,13 +71,7 @@ impl Socket {
 
 impl AsyncRead for Socket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.seen.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, buf);
-        }
-        let count = self.seen.len().min(buf.remaining());
-        buf.put_slice(&self.seen[..count]);
-        self.seen.advance(count);
-        Poll::Ready(Ok(()))
+        Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 

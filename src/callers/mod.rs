@@ -64,6 +64,8 @@ pub struct Caller {
     pub name: String,
     /// Its part of the rate while others want it, too.
     pub share: Option<Share>,
+    /// The sum of all callers' shares, 0 to 1.
+    pub all_shares: f64,
     methods: Methods,
     /// Sorted. `None`: all of them.
     collectors: Option<Vec<String>>,
@@ -167,6 +169,11 @@ impl Callers {
             tokens: Vec::new(),
             names: HashMap::new(),
         };
+        let all_shares = entries
+            .iter()
+            .filter_map(|entry| entry.share)
+            .map(Share::fraction)
+            .sum();
         for (place, entry) in (0..).zip(entries) {
             callers.tokens.extend(entry.tokens.iter().map(|hash| (*hash, place)));
             callers.names.extend(entry.names.into_iter().map(|name| (name, place)));
@@ -178,6 +185,7 @@ impl Callers {
                 id: ids.of(&entry.name),
                 name: entry.name,
                 share: entry.share,
+                all_shares,
                 methods: entry.methods,
                 collectors,
             }));

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{
     Exit,
-    client::{ClientArgs, Output, report, time_text},
+    client::{ClientArgs, Output, report, time_text, wrong},
     output::say,
 };
 use crate::proto::{AddRespondentRequest, AddRespondentResponse, Outcome};
@@ -78,7 +78,10 @@ fn custom(text: &str) -> Result<(usize, String), &'static str> {
 /// Makes the call, and prints what came of it.
 pub async fn run(args: AddArgs) -> Exit {
     let output = Output::from_flag(args.json);
-    let client = args.client.clone();
+    let client = match args.client.open() {
+        Ok(client) => client,
+        Err(error) => return wrong(&error),
+    };
     let answer = async {
         let mut invitations = client.invitations().await?;
         invitations.add_respondent(client.request(request(args))).await

@@ -1,18 +1,20 @@
 //! What the commands that call a running gateway share.
 
-use std::{str::FromStr, time::Duration};
+use std::{error::Error as _, str::FromStr, time::Duration};
 
 use clap::Args;
 use serde_json::{Value, json};
 use tonic::{
     Status,
+    metadata::{Ascii, MetadataValue},
     transport::{Channel, Endpoint},
 };
 use tonic_types::StatusExt as _;
 
+use self::cause::{cause, cause_in_handshake};
 use super::{
     Exit,
-    output::{complain, say},
+    output::{complain, fail, say},
 };
 use crate::{
     config::duration,
@@ -20,9 +22,14 @@ use crate::{
     proto::{Invitation, InvitationState, invitation_service_client::InvitationServiceClient},
 };
 
+mod cause;
+mod security;
+
+pub use security::{Error, SecurityArgs};
+
 #[derive(Args, Clone, Debug)]
 pub struct ClientArgs {
-    /// The gateway to call.
+    /// The gateway to call: http://HOST:PORT, or https://HOST:PORT for TLS.
     #[arg(
         long,
         env = "GATEWAY_TARGET",
@@ -35,9 +42,12 @@ pub struct ClientArgs {
     /// How long to wait for an answer.
     #[arg(long, value_name = "TIME", default_value = "90s", value_parser = duration, global = true)]
     pub timeout: Duration,
+
+    #[command(flatten)]
+    pub security: SecurityArgs,
 }
 
-/// `http://host:port`, or `host:port`.
+/// `http://host:port`, `https://host:port`, or `host:port` for the first of these.
 #[derive(Clone, Debug)]
 pub struct Target {
     endpoint: Endpoint,
@@ -53,41 +63,64 @@ impl FromStr for Target {
         } else {
             format!("http://{text}")
         };
-        let endpoint = Endpoint::from_shared(text.clone()).map_err(|_| "expected http://HOST:PORT")?;
-        if endpoint.uri().scheme_str() != Some("http") || endpoint.uri().host().is_none() {
-            return Err("expected http://HOST:PORT");
+        let wrong = "expected http://HOST:PORT or https://HOST:PORT";
+        let endpoint = Endpoint::from_shared(text.clone()).map_err(|_| wrong)?;
+        let scheme = endpoint.uri().scheme_str();
+        if !matches!(scheme, Some("http" | "https")) || endpoint.uri().host().is_none() {
+            return Err(wrong);
         }
         Ok(Self { endpoint, text })
     }
 }
 
 impl ClientArgs {
+    /// Reads the files that are named.
+    pub fn open(&self) -> Result<Client, Error> {
+        let endpoint = self.target.endpoint.clone();
+        let token = self.security.token(&endpoint)?;
+        Ok(Client {
+            endpoint: self.security.protect(endpoint)?,
+            target: self.target.text.clone(),
+            token,
+            timeout: self.timeout,
+        })
+    }
+}
+
+/// Calls a gateway, as the settings say.
+#[derive(Clone)]
+pub struct Client {
+    endpoint: Endpoint,
+    target: String,
+    token: Option<MetadataValue<Ascii>>,
+    /// Of one call.
+    pub timeout: Duration,
+}
+
+impl Client {
     pub async fn connect(&self) -> Result<Channel, Status> {
-        let endpoint = self.target.endpoint.clone().connect_timeout(self.timeout);
+        let endpoint = self.endpoint.clone().connect_timeout(self.timeout);
         endpoint.connect().await.map_err(|error| {
-            let mut cause: &dyn std::error::Error = &error;
-            while let Some(deeper) = cause.source() {
-                cause = deeper;
-            }
-            Status::unavailable(format!("no gateway at {}: {cause}", self.target.text))
+            let cause = match self.endpoint.uri().scheme_str() {
+                Some("https") => cause_in_handshake(&error),
+                _ => cause(&error),
+            };
+            Status::unavailable(format!("no gateway at {}: {cause}", self.target))
         })
     }
 
     /// A connection that stays for hours, also where nothing is said on it, and notices when the other side has gone.
     pub async fn connect_for_hours(&self) -> Result<Channel, Status> {
         let lasting = Self {
-            target: Target {
-                endpoint: lasting(self.target.endpoint.clone()),
-                text: self.target.text.clone(),
-            },
-            timeout: self.timeout,
+            endpoint: lasting(self.endpoint.clone()),
+            ..self.clone()
         };
         lasting.connect().await
     }
 
     /// A connection that is made when it is needed, and again after it broke.
     pub fn connect_lazily(&self) -> Channel {
-        lasting(self.target.endpoint.clone()).connect_lazy()
+        lasting(self.endpoint.clone()).connect_lazy()
     }
 
     pub async fn invitations(&self) -> Result<InvitationServiceClient<Channel>, Status> {
@@ -95,8 +128,17 @@ impl ClientArgs {
     }
 
     pub fn request<T>(&self, message: T) -> tonic::Request<T> {
-        let mut request = tonic::Request::new(message);
+        let mut request = self.lasting_request(message);
         request.set_timeout(self.timeout);
+        request
+    }
+
+    /// The same without a deadline.
+    pub fn lasting_request<T>(&self, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        if let Some(token) = &self.token {
+            request.metadata_mut().insert("authorization", token.clone());
+        }
         request
     }
 }
@@ -133,13 +175,27 @@ pub fn report(error: &Status, output: Output) -> Exit {
     Exit::of(error)
 }
 
+/// Tells of settings that are wrong.
+pub fn wrong(error: &Error) -> Exit {
+    fail(Exit::Usage, &error.to_string())
+}
+
+/// What an error says; where a connection broke, also why.
+fn message(error: &Status) -> String {
+    let message = error.message();
+    match error.source().map(cause) {
+        Some(cause) if cause != message => format!("{message}: {cause}"),
+        _ => message.into(),
+    }
+}
+
 pub fn error_text(error: &Status) -> String {
     let details = error.get_error_details();
     let mut text = code_name(error.code()).to_string();
     if let Some(info) = details.error_info() {
         text = format!("{text} {}", info.reason);
     }
-    text = format!("{text}: {}", error.message());
+    text = format!("{text}: {}", message(error));
     if let Some(sent) = details.error_info().and_then(|info| info.metadata.get("sent")) {
         text = format!("{text} (sent to SurveyLab: {sent})");
     }
@@ -156,7 +212,7 @@ fn rounded(delay: Duration) -> Duration {
 
 pub fn error_json(error: &Status) -> Value {
     let details = error.get_error_details();
-    let mut value = json!({ "code": code_name(error.code()), "message": error.message() });
+    let mut value = json!({ "code": code_name(error.code()), "message": message(error) });
     if let Some(info) = details.error_info() {
         value["reason"] = info.reason.clone().into();
         value["domain"] = info.domain.clone().into();

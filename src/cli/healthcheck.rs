@@ -5,7 +5,7 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 
 use super::{
     Exit,
-    client::{ClientArgs, Output, report},
+    client::{ClientArgs, Output, report, wrong},
     output::say,
 };
 
@@ -18,9 +18,13 @@ pub struct HealthcheckArgs {
 
 /// Asks, and tells by the exit code.
 pub async fn run(args: HealthcheckArgs) -> Exit {
+    let client = match args.client.open() {
+        Ok(client) => client,
+        Err(error) => return wrong(&error),
+    };
     let answer = async {
-        let mut health = HealthClient::new(args.client.connect().await?);
-        let request = args.client.request(HealthCheckRequest::default());
+        let mut health = HealthClient::new(client.connect().await?);
+        let request = client.request(HealthCheckRequest::default());
         Ok(health.check(request).await?.into_inner().status())
     };
     match answer.await {

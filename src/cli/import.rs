@@ -11,7 +11,7 @@ use tokio::{sync::mpsc, task::spawn_blocking};
 
 use super::{
     Exit,
-    client::ClientArgs,
+    client::{self, ClientArgs},
     figures::grouped,
     output::{complain, fail, say},
 };
@@ -146,6 +146,12 @@ impl Failure {
     }
 }
 
+impl From<client::Error> for Failure {
+    fn from(error: client::Error) -> Self {
+        Self::usage(error.to_string())
+    }
+}
+
 impl From<list::Error> for Failure {
     fn from(error: list::Error) -> Self {
         Self::usage(error.to_string())
@@ -162,6 +168,7 @@ impl From<results::Error> for Failure {
 }
 
 async fn import(args: &ImportArgs) -> Result<Exit, Failure> {
+    args.client.open()?;
     let results = results_path(args)?;
     let origin = Origin::of(args).await?;
     let mut list = List::open(args.options(), origin.source()?)?;
@@ -248,17 +255,18 @@ async fn send(
 ) -> Result<Sent, Failure> {
     let interrupt =
         shutdown::on_signal().map_err(|error| Failure::try_again(format!("can't handle signals: {error}")))?;
+    let client = args.client.open()?;
     let writer = results.map(Results::writer);
     let mut sending = Sending::new(
         Setup {
-            client: &args.client,
+            client: &client,
             purpose: if args.dry_run { Purpose::Check } else { Purpose::Add },
             patience: args.patience,
             results: writer.as_ref(),
             earlier: earlier.tally.clone(),
             interrupt,
         },
-        Progress::start(total, Watch::start(&args.client)),
+        Progress::start(total, Watch::start(&client)),
     );
     let (entries, mut read) = mpsc::channel(READ_AHEAD);
     let reader = spawn_blocking(move || hand_over(rows, &earlier, &entries));

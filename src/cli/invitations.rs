@@ -7,7 +7,7 @@ use tonic::Status;
 
 use super::{
     Exit,
-    client::{ClientArgs, Output, invitation_json, last_error, report, state_name, time_text},
+    client::{Client, ClientArgs, Output, invitation_json, last_error, report, state_name, time_text, wrong},
     output::say,
 };
 use crate::{
@@ -97,26 +97,35 @@ pub enum ResolutionName {
 
 /// Asks, and prints the answer.
 pub async fn run(command: InvitationsCommand) -> Exit {
+    let client = match &command {
+        InvitationsCommand::List(args) => args.client.open(),
+        InvitationsCommand::Get(args) => args.client.open(),
+        InvitationsCommand::Resolve(args) => args.get.client.open(),
+    };
+    let client = match client {
+        Ok(client) => client,
+        Err(error) => return wrong(&error),
+    };
     match command {
         InvitationsCommand::List(args) => {
             let output = Output::from_flag(args.json);
-            match list(args, output).await {
+            match list(&client, args, output).await {
                 Ok(()) => Exit::Ok,
                 Err(error) => report(&error, output),
             }
         }
         InvitationsCommand::Get(args) => {
             let output = Output::from_flag(args.json);
-            show(get(args).await, output)
+            show(get(&client, args).await, output)
         }
         InvitationsCommand::Resolve(args) => {
             let output = Output::from_flag(args.get.json);
-            show(resolve(args).await, output)
+            show(resolve(&client, args).await, output)
         }
     }
 }
 
-async fn list(args: ListArgs, output: Output) -> Result<(), Status> {
+async fn list(client: &Client, args: ListArgs, output: Output) -> Result<(), Status> {
     let state = match args.state {
         None => InvitationState::Unspecified,
         Some(StateName::Pending) => InvitationState::Pending,
@@ -124,7 +133,7 @@ async fn list(args: ListArgs, output: Output) -> Result<(), Status> {
         Some(StateName::Failed) => InvitationState::Failed,
         Some(StateName::InDoubt) => InvitationState::InDoubt,
     };
-    let mut invitations = args.client.invitations().await?;
+    let mut invitations = client.invitations().await?;
     let mut left = args.limit.unwrap_or(usize::MAX);
     let mut page_token = String::new();
     let mut shown = 0;
@@ -136,7 +145,7 @@ async fn list(args: ListArgs, output: Output) -> Result<(), Status> {
             page_token,
         };
         let page = invitations
-            .list_invitations(args.client.request(request))
+            .list_invitations(client.request(request))
             .await?
             .into_inner();
         left = left.saturating_sub(page.invitations.len());
@@ -156,23 +165,23 @@ async fn list(args: ListArgs, output: Output) -> Result<(), Status> {
     Ok(())
 }
 
-async fn get(args: GetArgs) -> Result<Invitation, Status> {
-    let mut invitations = args.client.invitations().await?;
-    let request = args.client.request(GetInvitationRequest {
+async fn get(client: &Client, args: GetArgs) -> Result<Invitation, Status> {
+    let mut invitations = client.invitations().await?;
+    let request = client.request(GetInvitationRequest {
         collector_id: args.collector,
         crk: args.crk,
     });
     Ok(invitations.get_invitation(request).await?.into_inner())
 }
 
-async fn resolve(args: ResolveArgs) -> Result<Invitation, Status> {
+async fn resolve(client: &Client, args: ResolveArgs) -> Result<Invitation, Status> {
     let ResolveArgs { get: args, resolution } = args;
     let resolution = match resolution {
         ResolutionName::Added => Resolution::Added,
         ResolutionName::NotAdded => Resolution::NotAdded,
     };
-    let mut invitations = args.client.invitations().await?;
-    let request = args.client.request(ResolveInvitationRequest {
+    let mut invitations = client.invitations().await?;
+    let request = client.request(ResolveInvitationRequest {
         collector_id: args.collector,
         crk: args.crk,
         resolution: resolution.into(),

@@ -13,7 +13,7 @@ use tonic::{Status, transport::Channel};
 
 use super::{
     Exit,
-    client::{ClientArgs, Output, error_json, error_text, report, time_text},
+    client::{Client, ClientArgs, Output, error_json, error_text, report, time_text, wrong},
     output::{fail, say},
 };
 use crate::{
@@ -47,9 +47,12 @@ const STALE: Duration = Duration::from_secs(5);
 /// Asks, and prints the answer.
 pub async fn run(args: StatusArgs) -> Exit {
     let output = Output::from_flag(args.json);
-    let mut gateway = Gateway::new(args.client);
+    let mut gateway = match args.client.open() {
+        Ok(client) => Gateway::new(client),
+        Err(error) => return wrong(&error),
+    };
     if args.watch {
-        gateway.args.timeout = gateway.args.timeout.min(STALE);
+        gateway.client.timeout = gateway.client.timeout.min(STALE);
         return match shutdown::on_signal() {
             Ok(stop) => watch(gateway, output, stop).await,
             Err(error) => fail(Exit::TryAgain, &format!("can't handle signals: {error}")),
@@ -92,24 +95,27 @@ async fn watch(mut gateway: Gateway, output: Output, stop: CancellationToken) ->
 
 /// A gateway to be asked again and again, on one connection for as long as that lasts.
 struct Gateway {
-    args: ClientArgs,
-    client: Option<InvitationServiceClient<Channel>>,
+    client: Client,
+    connected: Option<InvitationServiceClient<Channel>>,
 }
 
 impl Gateway {
-    fn new(args: ClientArgs) -> Self {
-        Self { args, client: None }
+    fn new(client: Client) -> Self {
+        Self {
+            client,
+            connected: None,
+        }
     }
 
     async fn status(&mut self) -> Result<GetStatusResponse, Status> {
-        let mut client = match self.client.take() {
-            Some(client) => client,
-            None => self.args.invitations().await?,
+        let mut connected = match self.connected.take() {
+            Some(connected) => connected,
+            None => self.client.invitations().await?,
         };
-        let request = self.args.request(GetStatusRequest {});
-        let status = client.get_status(request).await?.into_inner();
+        let request = self.client.request(GetStatusRequest {});
+        let status = connected.get_status(request).await?.into_inner();
         // After an error the next look makes a connection of its own, which says best what is wrong.
-        self.client = Some(client);
+        self.connected = Some(connected);
         Ok(status)
     }
 }

@@ -8,7 +8,10 @@ use super::{
     authenticate::{Admission, Guard},
     status::{self, Forbidden},
 };
-use crate::callers::{Caller, Method};
+use crate::{
+    callers::{Caller, Method, Share},
+    limiter::Payer,
+};
 
 /// What one call may do: everything, where no callers are configured.
 pub(super) struct Access(Option<(Arc<Guard>, Arc<Caller>)>);
@@ -19,6 +22,17 @@ impl Access {
         let Some(guard) = guard else { return Ok(Self(None)) };
         let caller = extensions.get::<Arc<Caller>>().ok_or_else(status::unauthenticated)?;
         Ok(Self(Some((guard.clone(), caller.clone()))))
+    }
+
+    /// Whose part of the rate a call is paid from.
+    pub fn payer(&self) -> Payer {
+        match &self.0 {
+            None => Payer::ANONYMOUS,
+            Some((_, caller)) => {
+                let share = caller.share.map(Share::fraction);
+                Payer::new(caller.id.0, share, caller.all_shares)
+            }
+        }
     }
 
     /// May the caller use this collector? None at all (`""`) means all of them.
@@ -60,6 +74,11 @@ impl StreamAccess {
             admission.callers = callers;
         }
         Ok(())
+    }
+
+    /// Whose part of the rate an item is paid from.
+    pub fn payer(&self) -> Payer {
+        self.access.payer()
     }
 
     /// May it send an item with this collector? An error is this item's alone.

@@ -18,6 +18,7 @@ pub mod server;
 mod service;
 mod status;
 mod stream;
+pub mod tls;
 
 pub use authenticate::Guard;
 pub use service::{About, Service};

@@ -23,7 +23,7 @@ use tokio::{
 };
 use tonic::{Status, body::Body, service::Routes};
 
-use super::{MAX_MESSAGE, authenticate::Door, server::places::Calls, status};
+use super::{MAX_MESSAGE, authenticate::Door, peer::Peer, server::places::Calls, status};
 
 /// Bytes that all large half-received messages of one connection may take together: room for 29 of the largest at once.
 const MAX_UNFINISHED: usize = 4 * 1024 * 1024;
@@ -45,19 +45,30 @@ pub struct Receive {
     timeout: Duration,
     unfinished: Arc<Semaphore>,
     calls: Calls,
+    /// Who is at the other end, by a certificate.
+    peer: Option<Peer>,
     /// None where everyone may call.
     door: Option<Door>,
 }
 
+/// What is known of a connection before its first call.
+pub(super) struct From {
+    /// By its certificate. Each request has it among its extensions.
+    pub peer: Option<Peer>,
+    /// None where everyone may call.
+    pub door: Option<Door>,
+}
+
 impl Receive {
     /// `timeout` is for a unary request to be complete, and for each message of a stream once it has begun.
-    pub(super) fn new(routes: Routes, timeout: Duration, calls: Calls, door: Option<Door>) -> Self {
+    pub(super) fn new(routes: Routes, timeout: Duration, calls: Calls, from: From) -> Self {
         Self {
             routes: TowerToHyperService::new(routes),
             timeout,
             unfinished: Arc::new(Semaphore::new(MAX_UNFINISHED)),
             calls,
-            door,
+            peer: from.peer,
+            door: from.door,
         }
     }
 }
@@ -68,6 +79,9 @@ impl Service<Request<Incoming>> for Receive {
     type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        if let Some(peer) = &self.peer {
+            request.extensions_mut().insert(peer.clone());
+        }
         if let Some(door) = &self.door
             && let Err(refused) = door.admit(&mut request)
         {

@@ -17,7 +17,7 @@ use crate::{
     clock::{Clock, Instant, Timestamp},
     dispatch::Dispatcher,
     ledger::Resolved,
-    limiter::{Lane, StreamId},
+    limiter::{Lane, Queue},
     metrics::{self, Method},
     proto::{self, invitation_service_server::InvitationService},
 };
@@ -53,7 +53,7 @@ impl Service {
     pub async fn add(
         &self,
         request: proto::AddRespondentRequest,
-        lane: Lane,
+        queue: Queue,
         deadline: Option<Instant>,
     ) -> Result<proto::AddRespondentResponse, Status> {
         let doubt = convert::doubt(request.resend_in_doubt);
@@ -61,7 +61,7 @@ impl Service {
         let crk = request.crk.clone();
         let prepared = self.dispatcher.prepare(convert::invitation(request));
         let call = match prepared {
-            Ok(prepared) => self.dispatcher.call(prepared, doubt, lane, deadline),
+            Ok(prepared) => self.dispatcher.call(prepared, doubt, queue, deadline),
             Err(violations) => return Err(status::invalid(&violations)),
         };
         let answer = if validate_only {
@@ -83,11 +83,11 @@ impl Service {
     pub async fn add_stream_item(
         &self,
         request: proto::AddRespondentRequest,
-        stream: StreamId,
+        queue: Queue,
         deadline: Option<Instant>,
     ) -> Result<proto::AddRespondentResponse, Status> {
         let begin = self.clock.now();
-        let answer = self.add(request, Lane::Stream(stream), deadline).await;
+        let answer = self.add(request, queue, deadline).await;
         count(Method::Stream, begin.elapsed(), &answer);
         answer
     }
@@ -126,8 +126,12 @@ impl InvitationService for Service {
         let deadline = deadline::of(request.metadata(), &self.clock);
         let access = self.access(&request)?;
         let request = request.into_inner();
+        let queue = Queue {
+            payer: access.payer(),
+            lane: Lane::Unary,
+        };
         let answer = match access.collector(callers::Method::Add, &request.collector_id) {
-            Ok(()) => self.add(request, Lane::Unary, deadline).await,
+            Ok(()) => self.add(request, queue, deadline).await,
             Err(forbidden) => Err(forbidden),
         };
         counted(Method::Add, begin, answer)

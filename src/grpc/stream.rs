@@ -29,7 +29,7 @@ use crate::{
     clock::Instant,
     dispatch::LATER,
     invitation::{Failure, Reason, Sent},
-    limiter::StreamId,
+    limiter::{Lane, Queue, StreamId},
     proto::{AddRespondentRequest, StreamAddRespondentResponse, stream_add_respondent_response::Result as ItemResult},
 };
 
@@ -133,7 +133,8 @@ async fn drive(service: Service, begun: Begun, call: Call, results: Sender<Item>
                     } else if let Some(place) = place.take() {
                         match access.collector(&request.collector_id) {
                             Ok(()) => {
-                                in_progress.push(answer(&service, begun.id, deadline, request, next_sequence, place));
+                                let queue = Queue { payer: access.payer(), lane: Lane::Stream(begun.id) };
+                                in_progress.push(answer(&service, queue, deadline, request, next_sequence, place));
                             }
                             Err(forbidden) => refuse(&service::count_refused(forbidden), request.crk, next_sequence, place),
                         }
@@ -157,14 +158,14 @@ async fn drive(service: Service, begun: Begun, call: Call, results: Sender<Item>
 
 async fn answer(
     service: &Service,
-    id: StreamId,
+    queue: Queue,
     deadline: Option<Instant>,
     request: AddRespondentRequest,
     sequence: u64,
     place: OwnedPermit<Item>,
 ) {
     let crk = request.crk.clone();
-    let result = match service.add_stream_item(request, id, deadline).await {
+    let result = match service.add_stream_item(request, queue, deadline).await {
         Ok(added) => ItemResult::Added(added),
         Err(error) => ItemResult::Error(status::rpc_status(&error)),
     };

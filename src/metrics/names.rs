@@ -11,6 +11,7 @@ pub(super) const BREAKER_OPEN: &str = "surveylab_gateway_breaker_open";
 pub(super) const BREAKER_REJECTIONS: &str = "surveylab_gateway_breaker_rejections_total";
 
 pub(super) const AUTHENTICATION_FAILURES: &str = "surveylab_gateway_authentication_failures_total";
+pub(super) const TLS_FAILED: &str = "surveylab_gateway_tls_handshakes_failed_total";
 pub(super) const FORBIDDEN: &str = "surveylab_gateway_forbidden_total";
 
 pub(super) const RATE: &str = "surveylab_gateway_rate_per_second";
@@ -62,7 +63,7 @@ pub(super) enum Kind {
 use Kind::{Counter, Gauge, Histogram};
 
 /// Every metric of the gateway's own, with its HELP.
-pub(super) const ALL: [(&str, Kind, &str); 36] = [
+pub(super) const ALL: [(&str, Kind, &str); 37] = [
     (
         CALLS,
         Counter,
@@ -94,6 +95,11 @@ pub(super) const ALL: [(&str, Kind, &str); 36] = [
         FORBIDDEN,
         Counter,
         "Calls and stream items that their caller may not make, by caller and method.",
+    ),
+    (
+        TLS_FAILED,
+        Counter,
+        "Connections to the gRPC port that ended within their TLS handshake: no client, or one with the wrong certificate.",
     ),
     (
         BREAKER_OPEN,

@@ -37,4 +37,5 @@ mod settings;
 mod shutdown;
 mod status;
 mod stream;
+mod tls;
 mod token;

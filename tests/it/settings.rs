@@ -13,7 +13,7 @@ use crate::support::{
 };
 
 /// Flag, environment variable, default and a wrong value of each setting.
-const SETTINGS: [(&str, &str, Option<&str>, &str); 25] = [
+const SETTINGS: [(&str, &str, Option<&str>, &str); 30] = [
     ("api-token-file", "SURVEYLAB_API_TOKEN_FILE", None, "/nowhere/token"),
     (
         "surveylab-url",
@@ -30,6 +30,11 @@ const SETTINGS: [(&str, &str, Option<&str>, &str); 25] = [
     ),
     ("callers", "GATEWAY_CALLERS", None, "/nowhere/callers.toml"),
     ("reflection", "GATEWAY_REFLECTION", Some("on"), "maybe"),
+    ("tls-cert", "GATEWAY_TLS_CERT", None, "/nowhere/cert.pem"),
+    ("tls-key", "GATEWAY_TLS_KEY", None, "/nowhere/key.pem"),
+    ("tls-client-ca", "GATEWAY_TLS_CLIENT_CA", None, "/nowhere/ca.pem"),
+    ("insecure", "GATEWAY_INSECURE", None, "perhaps"),
+    ("insecure-admin", "GATEWAY_INSECURE_ADMIN", None, "perhaps"),
     ("max-connections", "GATEWAY_MAX_CONNECTIONS", Some("1024"), "0"),
     ("max-streams", "GATEWAY_MAX_STREAMS", Some("1024"), "100001"),
     ("receive-timeout", "GATEWAY_RECEIVE_TIMEOUT", Some("20s"), "20"),

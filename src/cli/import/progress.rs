@@ -17,7 +17,7 @@ use tonic::Code;
 use super::tally::Tally;
 use crate::{
     cli::{
-        client::ClientArgs,
+        client::Client,
         figures::{grouped, rate, time_left},
         output::complain,
     },
@@ -34,7 +34,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    pub fn start(client: &ClientArgs) -> Self {
+    pub fn start(client: &Client) -> Self {
         let (sender, latest) = watch::channel(None);
         let client = client.clone();
         let task = tokio::spawn(async move {

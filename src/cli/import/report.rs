@@ -80,8 +80,9 @@ pub(super) async fn tell_of_dry_run(args: &ImportArgs, sent: &Sent) -> Exit {
     }
     // An older gateway does not tell its rate.
     if would_add > 0
-        && let Ok(mut gateway) = args.client.invitations().await
-        && let Ok(status) = gateway.get_status(args.client.request(GetStatusRequest {})).await
+        && let Ok(client) = args.client.open()
+        && let Ok(mut gateway) = client.invitations().await
+        && let Ok(status) = gateway.get_status(client.request(GetStatusRequest {})).await
     {
         let learned = status.into_inner().learned_rate;
         if learned > 0.0 {

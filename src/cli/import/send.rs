@@ -24,7 +24,7 @@ use super::{
     tally::Tally,
 };
 use crate::{
-    cli::client::{ClientArgs, error_text},
+    cli::client::{Client, error_text},
     proto::{AddRespondentRequest, StreamAddRespondentResponse, invitation_service_client::InvitationServiceClient},
 };
 
@@ -92,7 +92,7 @@ const LAST_ANSWERS: Duration = Duration::from_secs(60);
 
 /// What a run needs.
 pub struct Setup<'a> {
-    pub client: &'a ClientArgs,
+    pub client: &'a Client,
     pub purpose: Purpose,
     /// How long the gateway may be away.
     pub patience: Duration,
@@ -449,7 +449,7 @@ fn is_final(code: Code) -> bool {
 
 /// A stream with the gateway, on a connection of its own unless one is given: what it answers to what comes from the channel.
 async fn open(
-    client: &ClientArgs,
+    client: &Client,
     connection: Option<Channel>,
     requests: mpsc::Receiver<AddRespondentRequest>,
 ) -> Result<(Channel, Streaming<StreamAddRespondentResponse>), Status> {
@@ -458,7 +458,7 @@ async fn open(
         None => client.connect_for_hours().await?,
     };
     let answers = InvitationServiceClient::new(connection.clone())
-        .stream_add_respondent(ReceiverStream::new(requests))
+        .stream_add_respondent(client.lasting_request(ReceiverStream::new(requests)))
         .await?;
     Ok((connection, answers.into_inner()))
 }

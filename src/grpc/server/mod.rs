@@ -5,13 +5,20 @@
 //! `STREAM_WINDOW` bytes that are not read yet and a stream's window of results that are not taken, and all together
 //! 4 MiB of messages that are half there (`receive`). docs/operations.md has the sum.
 
-use std::{future::pending, sync::Arc, time::Duration};
+use std::{
+    future::{pending, ready},
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::FutureExt as _;
 use hyper::{rt::Executor, server::conn::http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
     select,
     time::timeout,
 };
@@ -21,10 +28,13 @@ use tonic::service::Routes;
 use self::places::{Calls, Place, Places};
 use super::{
     authenticate::{Door, Guard},
-    receive::Receive,
+    peer::Peer,
+    receive::{From, Receive},
+    tls,
 };
 use crate::{
     metrics,
+    reload::Reloaded,
     socket::{self, Socket},
 };
 
@@ -54,13 +64,21 @@ fn connection_window(max_streams: u32) -> u32 {
 /// Bytes of answers that one stream buffers beyond what its caller takes.
 const SEND_BUFFER: usize = 64 * 1024;
 
+/// Where callers connect.
+pub struct Port {
+    pub listener: TcpListener,
+    /// `None`: in plain text.
+    pub tls: Option<Reloaded<tls::Acceptor>>,
+}
+
 /// What peers may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub max_connections: usize,
     /// Calls at once on one connection. At most 100 000, as HTTP/2 windows end at 2 GiB.
     pub max_streams: u32,
-    /// For the HTTP/2 preface, for a message that has begun, for the answer to a ping, and for taking what is written.
+    /// For the TLS handshake, for the HTTP/2 preface, for a message that has begun, for the answer to a ping, and for
+    /// taking what is written.
     pub receive_timeout: Duration,
 }
 
@@ -94,7 +112,8 @@ where
 }
 
 /// Serves connections until `stop`; then accepts no more, lets calls under way end, and returns when all have.
-pub async fn serve(listener: TcpListener, face: Face, limits: Limits, stop: CancellationToken, tasks: TaskTracker) {
+pub async fn serve(port: Port, face: Face, limits: Limits, stop: CancellationToken, tasks: TaskTracker) {
+    let Port { listener, tls } = port;
     let connections = TaskTracker::new();
     let max_streams = usize::try_from(limits.max_streams).unwrap_or(usize::MAX);
     let places = Places::new(limits.max_connections, max_streams);
@@ -112,12 +131,24 @@ pub async fn serve(listener: TcpListener, face: Face, limits: Limits, stop: Canc
         let connection = Connection {
             _open: metrics::Connection::open(),
             face: face.clone(),
+            address: stream.peer_addr().ok(),
             limits,
             place,
             stop: stop.clone(),
             tasks: tasks.clone(),
         };
-        tasks.spawn(connections.track_future(connection.run(stream)));
+        let socket = Socket::new(stream, limits.receive_timeout);
+        match &tls {
+            None => {
+                let connection = connection.run(ready(Ok((socket, None))));
+                tasks.spawn(connections.track_future(connection));
+            }
+            Some(tls) => {
+                let tls = tls.current();
+                let handshake = async move { tls.accept(socket, limits.receive_timeout).await };
+                tasks.spawn(connections.track_future(connection.run(handshake)));
+            }
+        }
     }
     drop(listener);
     connections.close();
@@ -128,6 +159,8 @@ struct Connection {
     /// Counts it.
     _open: metrics::Connection,
     face: Face,
+    /// Where it comes from, for the log.
+    address: Option<SocketAddr>,
     limits: Limits,
     place: Place,
     stop: CancellationToken,
@@ -135,27 +168,37 @@ struct Connection {
 }
 
 impl Connection {
-    async fn run(self, mut stream: TcpStream) {
+    /// `handshake` is what comes before HTTP/2.
+    async fn run<S>(self, handshake: impl Future<Output = io::Result<(S, Option<Peer>)>>)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let Self {
             _open,
             face: Face { routes, guard },
+            address,
             limits,
             place,
             stop,
             tasks,
         } = self;
         let patience = limits.receive_timeout;
-        let preface = select! {
-            preface = timeout(patience, preface::read(&mut stream)) => preface,
+        let begin = async {
+            let (stream, peer) = handshake.await?;
+            let stream = timeout(patience, preface::read(stream)).await??;
+            io::Result::Ok((stream, peer))
+        };
+        let begun = select! {
+            begun = begin => begun,
             () = place.leave.cancelled() => return,
             () = stop.cancelled() => return,
         };
         // Neither a late peer nor one that speaks something else is worth a word: it is no client.
-        let Ok(Ok(preface)) = preface else { return };
+        let Ok((stream, peer)) = begun else { return };
         let calls = place.calls();
         let door = guard.map(|guard| Door {
             guard,
-            peer: stream.peer_addr().ok(),
+            peer: address,
             calls: calls.clone(),
         });
         let connection = http2::Builder::new(Tracked { tasks, calls })
@@ -169,8 +212,8 @@ impl Connection {
             .keep_alive_interval(PING_EVERY.min(patience))
             .keep_alive_timeout(patience)
             .serve_connection(
-                TokioIo::new(Socket::new(stream, preface, patience)),
-                Receive::new(routes, patience, place.calls(), door),
+                TokioIo::new(stream),
+                Receive::new(routes, patience, place.calls(), From { peer, door }),
             );
         tokio::pin!(connection);
         let mut stopping = false;
