@@ -45,6 +45,7 @@ pub mod shutdown;
 pub mod socket;
 pub mod surveylab;
 pub mod telemetry;
+pub mod trace;
 
 /// The contract, generated from `proto/`.
 pub mod proto {

@@ -17,6 +17,7 @@ use super::{
     Added, Answer, Core, Outcome,
     in_flight::{Landing, Progress, Terms},
     is_of_another, known, ledger_unavailable, retry, reused,
+    trail::{self, Waits},
     verdict::{Again, LATER, Verdict},
 };
 use crate::{
@@ -219,10 +220,13 @@ impl Trip {
         loop {
             let permit = match ready.take() {
                 Some(permit) => permit,
-                None => match self.permit().await? {
-                    Ok(permit) => permit,
-                    Err(refused) => return Some(Err(attempts.refused(refused))),
-                },
+                None => {
+                    let _waits = Waits::begin(&self.landing.flight, self.terms()?.lane, self.core.clock.now());
+                    match self.permit().await? {
+                        Ok(permit) => permit,
+                        Err(refused) => return Some(Err(attempts.refused(refused))),
+                    }
+                }
             };
             let doubt = self.core.in_flight.commit(&self.landing.flight)?;
             let again = match self.attempt(permit, doubt, &mut attempts).await {
@@ -312,11 +316,14 @@ impl Trip {
         }
 
         attempts.made += 1;
+        self.landing.flight.effort.attempt();
         fail_point::reached(Place::BeforeSend);
+        let sends = self.landing.flight.trace.request("send");
         let begin = self.core.clock.now();
         let answer = self.core.surveylab.send(&self.request).await;
         fail_point::reached(Place::AfterAnswer);
         metrics::request(answer.name(), begin.elapsed());
+        trail::answered(sends, &answer);
         if let surveylab::Answer::RateLimited { retry_after } = answer {
             permit.rate_limited(retry_after);
             drop(permit);
@@ -364,6 +371,7 @@ impl Trip {
     /// Makes the claim, or says why the key can't be had. `seen` is a claim of another process that was waited for.
     async fn claim(&self, mut doubt: Doubt, seen: Option<&Record>) -> Result<Ours, NotOurs> {
         let flight = &self.landing.flight;
+        let _step = flight.trace.step("claim");
         loop {
             let claim = Claim {
                 key: flight.key.clone(),
@@ -458,6 +466,7 @@ impl Trip {
     /// so that nobody sends again meanwhile.
     async fn end(&self, end: End, sent: Sent) -> Recorded {
         let key = &self.landing.flight.key;
+        let _step = self.landing.flight.trace.step("settle");
         let mut recorded = Recorded::Quietly;
         let mut wait = Duration::from_millis(50);
         loop {

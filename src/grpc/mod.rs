@@ -5,12 +5,14 @@ use tonic_health::server::{HealthReporter, HealthService};
 
 use crate::proto::{self, invitation_service_server::InvitationServiceServer};
 
+mod access;
 pub(crate) mod convert;
 mod deadline;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod page_token;
 mod receive;
+mod request_id;
 pub mod server;
 mod service;
 mod status;

@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     error::Error,
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -23,7 +24,7 @@ use tokio::{
 };
 use tonic::{Status, body::Body, service::Routes};
 
-use super::{MAX_MESSAGE, server::places::Calls, status};
+use super::{MAX_MESSAGE, access::Arrival, request_id, server::places::Calls, status};
 
 /// Bytes that all large half-received messages of one connection may take together: room for 29 of the largest at once.
 const MAX_UNFINISHED: usize = 4 * 1024 * 1024;
@@ -45,16 +46,19 @@ pub struct Receive {
     timeout: Duration,
     unfinished: Arc<Semaphore>,
     calls: Calls,
+    /// Who calls, for the access log.
+    peer: Option<SocketAddr>,
 }
 
 impl Receive {
     /// `timeout` is for a unary request to be complete, and for each message of a stream once it has begun.
-    pub fn new(routes: Routes, timeout: Duration, calls: Calls) -> Self {
+    pub fn new(routes: Routes, timeout: Duration, calls: Calls, peer: Option<SocketAddr>) -> Self {
         Self {
             routes: TowerToHyperService::new(routes),
             timeout,
             unfinished: Arc::new(Semaphore::new(MAX_UNFINISHED)),
             calls,
+            peer,
         }
     }
 }
@@ -70,7 +74,8 @@ impl Service<Request<Incoming>> for Receive {
         } else {
             Shape::Unary
         };
-        let request = request.map(|body| Inbound {
+        let Arrival { request_id, record } = Arrival::of(request.uri().path(), request.headers(), self.peer);
+        let mut request = request.map(|body| Inbound {
             body,
             shape,
             framing: Framing::default(),
@@ -79,12 +84,19 @@ impl Service<Request<Incoming>> for Receive {
             unfinished: self.unfinished.clone(),
             held: None,
         });
+        if let Some(record) = &record {
+            request.extensions_mut().insert(record.clone());
+        }
         let answer = self.routes.call(request);
         let unanswered = self.calls.unanswered();
         Box::pin(async move {
-            let response = answer.await.map(with_details);
+            let mut response = answer.await.map(with_details)?;
             unanswered.answered();
-            response
+            response.headers_mut().insert(request_id::HEADER, request_id);
+            if let Some(record) = record {
+                record.responded(&response, shape == Shape::Stream);
+            }
+            Ok(response)
         })
     }
 }

@@ -7,12 +7,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
+    access::{Item, Record},
     convert, deadline, page_token, status,
     stream::{self, Streams},
 };
 use crate::{
     clock::{Clock, Instant, Timestamp},
-    dispatch::Dispatcher,
+    dispatch::{Dispatcher, Trail},
     ledger::Resolved,
     limiter::{Lane, StreamId},
     metrics::{self, Method},
@@ -50,13 +51,14 @@ impl Service {
         request: proto::AddRespondentRequest,
         lane: Lane,
         deadline: Option<Instant>,
+        trail: Option<Arc<Trail>>,
     ) -> Result<proto::AddRespondentResponse, Status> {
         let doubt = convert::doubt(request.resend_in_doubt);
         let validate_only = request.validate_only;
         let crk = request.crk.clone();
         let prepared = self.dispatcher.prepare(convert::invitation(request));
         let call = match prepared {
-            Ok(prepared) => self.dispatcher.call(prepared, doubt, lane, deadline),
+            Ok(prepared) => self.dispatcher.call(prepared, doubt, lane, deadline).watched(trail),
             Err(violations) => return Err(status::invalid(&violations)),
         };
         let answer = if validate_only {
@@ -70,18 +72,28 @@ impl Service {
         }
     }
 
-    /// As [`add`](Self::add), counted.
+    /// As [`add`](Self::add), counted and, by `item`, told.
     pub async fn add_stream_item(
         &self,
         request: proto::AddRespondentRequest,
         stream: StreamId,
         deadline: Option<Instant>,
+        item: Option<Item>,
     ) -> Result<proto::AddRespondentResponse, Status> {
         let begin = self.clock.now();
-        let answer = self.add(request, Lane::Stream(stream), deadline).await;
+        let trail = item.as_ref().and_then(|item| item.trail.clone());
+        let answer = self.add(request, Lane::Stream(stream), deadline, trail).await;
         count(Method::Stream, begin.elapsed(), &answer);
+        if let Some(item) = item {
+            item.answered(&answer);
+        }
         answer
     }
+}
+
+/// What is to be told of a call, if anything is.
+fn record<T>(request: &Request<T>) -> Option<Arc<Record>> {
+    request.extensions().get().cloned()
 }
 
 fn count<T>(method: Method, took: Duration, answer: &Result<T, Status>) {
@@ -104,7 +116,12 @@ impl InvitationService for Service {
     ) -> Result<Response<proto::AddRespondentResponse>, Status> {
         let begin = self.clock.now();
         let deadline = deadline::of(request.metadata(), &self.clock);
-        let answer = self.add(request.into_inner(), Lane::Unary, deadline).await;
+        let record = record(&request);
+        let trail = record.as_ref().map(|record| record.trail());
+        let answer = self.add(request.into_inner(), Lane::Unary, deadline, trail).await;
+        if let Some(record) = record {
+            record.answered(&answer);
+        }
         counted(Method::Add, begin, answer)
     }
 
@@ -115,6 +132,7 @@ impl InvitationService for Service {
         let deadline = deadline::of(request.metadata(), &self.clock);
         Ok(Response::new(stream::start(
             self.clone(),
+            record(&request),
             deadline,
             request.into_inner(),
         )))

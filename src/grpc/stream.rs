@@ -20,7 +20,11 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::{service::Service, status};
+use super::{
+    access::{Item as Watched, Record},
+    service::Service,
+    status,
+};
 use crate::{
     clock::Instant,
     dispatch::LATER,
@@ -44,11 +48,12 @@ impl Streams {
         self.open.load(Ordering::Relaxed)
     }
 
-    fn begin(self: &Arc<Self>) -> Begun {
+    fn begin(self: &Arc<Self>, record: Option<Arc<Record>>) -> Begun {
         self.open.fetch_add(1, Ordering::Relaxed);
         Begun {
             id: StreamId(self.next.fetch_add(1, Ordering::Relaxed)),
             streams: self.clone(),
+            record,
         }
     }
 }
@@ -57,6 +62,7 @@ impl Streams {
 struct Begun {
     id: StreamId,
     streams: Arc<Streams>,
+    record: Option<Arc<Record>>,
 }
 
 impl Drop for Begun {
@@ -68,12 +74,13 @@ impl Drop for Begun {
 /// Begins to read requests, and hands out their results.
 pub fn start(
     service: Service,
+    record: Option<Arc<Record>>,
     deadline: Option<Instant>,
     requests: Streaming<AddRespondentRequest>,
 ) -> ReceiverStream<Item> {
     let (results, taken) = mpsc::channel(service.stream_window);
     let tasks = service.tasks.clone();
-    let begun = service.streams.begin();
+    let begun = service.streams.begin(record);
     tasks.spawn(drive(service, begun, deadline, requests, results));
     ReceiverStream::new(taken)
 }
@@ -117,7 +124,9 @@ async fn drive(
             message = requests.message(), if reading && place.is_some() => match message {
                 Ok(Some(request)) => {
                     if let Some(place) = place.take() {
-                        in_progress.push(answer(&service, begun.id, deadline, request, next_sequence, place));
+                        let item = begun.record.as_ref().map(|record| record.item(next_sequence));
+                        let asked = Asked { request, sequence: next_sequence, item };
+                        in_progress.push(answer(&service, begun.id, deadline, asked, place));
                         next_sequence += 1;
                     }
                 }
@@ -130,22 +139,30 @@ async fn drive(
         }
     }
     drop(place);
+    if let Some(record) = &begun.record {
+        record.ended(end.as_ref());
+    }
     if let Some(status) = end {
         // An error means that the caller has gone: nobody is left to tell.
         let _gone = results.send(Err(status)).await;
     }
 }
 
-async fn answer(
-    service: &Service,
-    id: StreamId,
-    deadline: Option<Instant>,
+/// A request of the stream.
+struct Asked {
     request: AddRespondentRequest,
     sequence: u64,
-    place: OwnedPermit<Item>,
-) {
+    item: Option<Watched>,
+}
+
+async fn answer(service: &Service, id: StreamId, deadline: Option<Instant>, asked: Asked, place: OwnedPermit<Item>) {
+    let Asked {
+        request,
+        sequence,
+        item,
+    } = asked;
     let crk = request.crk.clone();
-    let result = match service.add_stream_item(request, id, deadline).await {
+    let result = match service.add_stream_item(request, id, deadline, item).await {
         Ok(added) => ItemResult::Added(added),
         Err(error) => ItemResult::Error(status::rpc_status(&error)),
     };

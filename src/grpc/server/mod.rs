@@ -127,6 +127,7 @@ impl Connection {
             tasks,
         } = self;
         let patience = limits.receive_timeout;
+        let peer = stream.peer_addr().ok();
         let preface = select! {
             preface = timeout(patience, preface::read(&mut stream)) => preface,
             () = place.leave.cancelled() => return,
@@ -147,7 +148,7 @@ impl Connection {
             .keep_alive_timeout(patience)
             .serve_connection(
                 TokioIo::new(Socket::new(stream, preface, patience)),
-                Receive::new(routes, patience, place.calls()),
+                Receive::new(routes, patience, place.calls(), peer),
             );
         tokio::pin!(connection);
         let mut stopping = false;
