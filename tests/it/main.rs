@@ -3,6 +3,7 @@
 
 mod support;
 
+mod access_log;
 mod bulk;
 mod cancel;
 mod cli;
@@ -32,3 +33,4 @@ mod settings;
 mod shutdown;
 mod status;
 mod stream;
+mod tracing;

@@ -1,6 +1,7 @@
 //! What the tests share: a gateway process, its SurveyLab, and short ways to call and to read answers.
 
 pub mod call;
+pub mod collector;
 pub mod deadline;
 pub mod gateway;
 pub mod lateness;
