@@ -285,7 +285,6 @@ impl Drop for Record {
         result.tell(&self.trail);
         let spent = self.trail.spent();
         let key = self.trail.key();
-        let is_detailed = tracing::enabled!(target: ACCESS, tracing::Level::DEBUG);
         let items = (self.method == "StreamAddRespondent").then(|| self.items.counts());
         tracing::info!(
             target: ACCESS,
@@ -296,8 +295,6 @@ impl Drop for Record {
             trace_id = self.trace_id,
             peer = self.peer.map(tracing::field::display),
             collector_id = key.map(|key| key.collector_id()),
-            // The callers' own number of a person: only for those who ask for it.
-            crk = key.filter(|_| is_detailed).map(|key| key.crk()),
             duration_ms = milliseconds(self.begin.elapsed()),
             wait_ms = spent.map(|spent| milliseconds(spent.wait)),
             attempts = spent.map(|spent| spent.attempts),
@@ -309,6 +306,15 @@ impl Drop for Record {
             duplicates = items.map(|[_, _, duplicates, _]| duplicates),
             failed = items.map(|[.., failed]| failed),
         );
+        if let Some(key) = key {
+            // The callers' own number of a person: only for those who ask for it.
+            tracing::debug!(
+                target: ACCESS,
+                request_id = request_id::text(&self.request_id),
+                collector_id = key.collector_id(),
+                crk = key.crk(),
+            );
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::{task::spawn_blocking, time::timeout};
 use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::{
     EnvFilter, Layer,
-    filter::filter_fn,
+    filter::{FilterExt as _, filter_fn},
     fmt::{self, MakeWriter},
     layer::SubscriberExt as _,
     registry::LookupSpan,
@@ -53,13 +53,12 @@ pub fn init(format: Option<LogFormat>, access: AccessLog) -> Result<Telemetry, E
         AccessLog::On => Some(Lines::start().map_err(Error::Lines)?),
         AccessLog::Off => None,
     };
-    let log = layer(format, stderr)
-        .with_filter(filter())
-        .with_filter(filter_fn(|event| event.target() != ACCESS && may_be_logged(event)));
+    // One filter for each output: of two, one in the other, `tracing::enabled!` would take one's word for both.
+    let ordinary = filter_fn(|event| event.target() != ACCESS && may_be_logged(event));
+    let log = layer(format, stderr).with_filter(filter().and(ordinary));
     let access = lines.clone().map(|lines| {
-        layer(format, lines)
-            .with_filter(filter())
-            .with_filter(filter_fn(|event| event.target() == ACCESS))
+        let is_access = filter_fn(|event| event.target() == ACCESS);
+        layer(format, lines).with_filter(filter().and(is_access))
     });
     // An error means that a logger is there already, which is as good.
     let _already = tracing_subscriber::registry().with(log).with(access).try_init();

@@ -1,10 +1,12 @@
 //! One line for every call, and the id by which callers find it.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use surveylab_gateway::{
     proto::{AddRespondentRequest, Outcome},
     sandbox::{Fault, Gate},
 };
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, metadata::MetadataMap};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
@@ -76,14 +78,14 @@ async fn a_call_is_told_in_one_line() {
     let trace_id = "0af7651916cd43dd8448eb211c80319c";
     assert_eq!(
         facts(&lines[0]),
-        serde_json::json!({
+        json!({
             "level": "INFO", "target": "access", "method": "AddRespondent", "code": "OK", "trace_id": trace_id,
             "collector_id": COLLECTOR, "attempts": 1, "joined": false, "sent": "yes", "outcome": "ADDED",
         })
     );
     assert_eq!(
         facts(&lines[1]),
-        serde_json::json!({
+        json!({
             "level": "INFO", "target": "access", "method": "AddRespondent", "code": "OK",
             "collector_id": COLLECTOR, "attempts": 0, "joined": false, "sent": "no", "outcome": "DUPLICATE",
         })
@@ -107,7 +109,7 @@ async fn errors_are_told_by_code_reason_and_whether_anything_was_sent() {
     let lines = lines_of(&gateway, "AddRespondent", 2).await;
     assert_eq!(
         facts(&lines[0]),
-        serde_json::json!({
+        json!({
             "level": "INFO", "target": "access", "method": "AddRespondent", "code": "NOT_FOUND",
             "reason": "SURVEYLAB_NOT_FOUND", "collector_id": COLLECTOR, "attempts": 1, "joined": false, "sent": "yes",
         })
@@ -115,7 +117,7 @@ async fn errors_are_told_by_code_reason_and_whether_anything_was_sent() {
     // Nothing of an input that may be anything.
     assert_eq!(
         facts(&lines[1]),
-        serde_json::json!({
+        json!({
             "level": "INFO", "target": "access", "method": "AddRespondent", "code": "INVALID_ARGUMENT",
             "reason": "INVALID_REQUEST", "sent": "no",
         })
@@ -154,10 +156,10 @@ async fn a_stream_is_told_in_one_line_with_what_became_of_its_items() {
     let client = gateway.client().await;
     assert_eq!(added(&client, request("a")).await, Outcome::Added);
     stream(&client, ["a", "b", "c", "unknown"].map(request).into()).await;
-    let lines = lines_of(&gateway, "StreamAddRespondent", 1).await;
+    let ended = lines_of(&gateway, "StreamAddRespondent", 1).await;
     assert_eq!(
-        facts(&lines[0]),
-        serde_json::json!({
+        facts(&ended[0]),
+        json!({
             "level": "INFO", "target": "access", "method": "StreamAddRespondent", "code": "OK",
             "items": 4, "added": 2, "duplicates": 1, "failed": 1,
         })
@@ -168,9 +170,16 @@ async fn a_stream_is_told_in_one_line_with_what_became_of_its_items() {
         .restart_with(|options| options.env("RUST_LOG", "info,access=debug"))
         .await;
     stream(&gateway.client().await, vec![request("b")]).await;
-    let lines = lines_of(&gateway, "StreamAddRespondent/item", 1).await;
-    assert_eq!(lines[0]["crk"], "b");
-    assert_eq!(lines[0]["outcome"], "DUPLICATE");
+    let item = lines_of(&gateway, "StreamAddRespondent/item", 1).await;
+    assert_eq!(
+        (&item[0]["crk"], &item[0]["outcome"]),
+        (&json!("b"), &json!("DUPLICATE"))
+    );
+    assert_eq!(added(&gateway.client().await, request("c")).await, Outcome::Duplicate);
+    until("the key of a call", async || {
+        lines(&gateway).iter().any(|line| line["crk"] == "c")
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -192,10 +201,11 @@ async fn a_call_whose_caller_leaves_is_told_as_cancelled() {
         (&"CANCELLED".into(), &1.into())
     );
 
-    let list = tokio_stream::StreamExt::chain(tokio_stream::iter([request("s")]), tokio_stream::pending());
-    let results = client.clone().stream_add_respondent(list).await.unwrap();
+    let (requests, list) = mpsc::channel(1);
+    requests.send(request("s")).await.unwrap();
+    let results = client.clone().stream_add_respondent(ReceiverStream::new(list)).await;
     sandbox.wait_for_requests(2).await;
-    drop(results);
+    drop((requests, results));
     let lines = lines_of(&gateway, "StreamAddRespondent", 1).await;
     assert_eq!(
         (&lines[0]["code"], &lines[0]["items"]),
