@@ -33,7 +33,7 @@ const METHODS: [&str; 6] = [
     "/surveylab.invitation.v1.InvitationService/GetStatus",
 ];
 
-/// What a caller says of its call, apart from the call.
+/// What there is of a call before it is read.
 pub struct Arrival {
     pub request_id: HeaderValue,
     /// `None` if nobody watches.
@@ -191,15 +191,16 @@ impl Record {
 
     /// An AddRespondent was answered.
     pub fn answered(&self, answer: &Result<AddRespondentResponse, Status>) {
-        let _first_wins = self.result.set(Outcome::of(answer));
+        self.result.get_or_init(|| Outcome::of(answer));
     }
 
     /// A stream came to its end.
     pub fn ended(&self, error: Option<&Status>) {
-        let _first_wins = self.result.set(error.map_or_else(Outcome::ok, Outcome::error));
+        self.result
+            .get_or_init(|| error.map_or_else(Outcome::ok, Outcome::error));
     }
 
-    /// The transport has the response, whose body is all that a stream has still to come.
+    /// The response begins. What was told before says more; what became of a stream is to be told yet.
     pub fn responded(&self, response: &Response<Body>, is_stream: bool) {
         match response.extensions().get::<Status>() {
             Some(error) => self.ended(Some(error)),

@@ -10,7 +10,7 @@ use surveylab_gateway::{
     sandbox::{Fault, Gate, Sandbox},
 };
 use tokio::{net::TcpListener, task::JoinHandle};
-use tonic::{Code, Request};
+use tonic::{Code, Request, transport::Identity};
 
 use crate::{
     secrets,
@@ -396,6 +396,29 @@ async fn a_wrong_variable_is_told_in_one_line_without_its_value() {
         assert_eq!(stderr.lines().count(), 1, "{stderr}");
         assert!(stderr.contains(name) && !stderr.contains("c4nary"), "{stderr}");
     }
+}
+
+#[tokio::test]
+async fn a_collector_with_tls_is_trusted_by_its_authority_alone() {
+    let certified = rcgen::generate_simple_self_signed(["localhost".into()]).unwrap();
+    let (certificate, key) = (certified.cert.pem(), certified.signing_key.serialize_pem());
+    let collector = Collector::with_tls(Identity::from_pem(&certificate, key)).await;
+    let directory = tempfile::tempdir().unwrap();
+    let authority = directory.path().join("authority.pem");
+    std::fs::write(&authority, certificate).unwrap();
+    let sandbox = surveylab().await;
+    let trusting = to(&collector).env("OTEL_EXPORTER_OTLP_CERTIFICATE", authority.display());
+    let gateway = Gateway::with(trusting, &sandbox).await;
+    assert_eq!(call(&gateway.client().await, request("k")).await, Ok(Outcome::Added));
+    collector.trace(TRACE, 4).await;
+
+    let gateway = Gateway::with(to(&collector), &sandbox).await;
+    assert_eq!(
+        call(&gateway.client().await, request("other")).await,
+        Ok(Outcome::Added)
+    );
+    until("it is reported", async || reports(&gateway) > 0).await;
+    assert_eq!(collector.spans().len(), 4);
 }
 
 const EXPORT_FAILED: &str = "spans can't be exported";

@@ -17,7 +17,7 @@ use prost::Message as _;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tonic::{
     Request, Response, Status,
-    transport::{Server, server::TcpIncoming},
+    transport::{Identity, Server, ServerTlsConfig, server::TcpIncoming},
 };
 
 use super::watch::until;
@@ -54,11 +54,21 @@ pub struct Collector {
 
 impl Collector {
     pub async fn start() -> Self {
+        Self::of(Server::builder(), "http").await
+    }
+
+    /// Its certificate names localhost.
+    pub async fn with_tls(identity: Identity) -> Self {
+        let tls = ServerTlsConfig::new().identity(identity);
+        Self::of(Server::builder().tls_config(tls).unwrap(), "https").await
+    }
+
+    async fn of(mut server: Server, scheme: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let endpoint = format!("{scheme}://localhost:{}", listener.local_addr().unwrap().port());
         let received = Arc::new(Mutex::new(Received::default()));
         let service = TraceServiceServer::new(Service(received.clone()));
-        let server = Server::builder().add_service(service);
+        let server = server.add_service(service);
         let task = tokio::spawn(async move {
             server.serve_with_incoming(TcpIncoming::from(listener)).await.unwrap();
         });
