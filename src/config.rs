@@ -163,6 +163,11 @@ pub struct ServeArgs {
 
     #[command(flatten)]
     pub log: LogArgs,
+
+    /// Log one line for each call, at its end; docs/tracing.md has its fields. A stream's items have theirs at
+    /// RUST_LOG=info,access=debug.
+    #[arg(long, env = "GATEWAY_ACCESS_LOG", value_enum, default_value = "on")]
+    pub access_log: AccessLog,
 }
 
 #[derive(Args, Clone, Copy, Debug)]
@@ -176,6 +181,12 @@ pub struct LogArgs {
 pub enum LogFormat {
     Text,
     Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum AccessLog {
+    On,
+    Off,
 }
 
 /// Which ledger to use.

@@ -50,6 +50,7 @@ pub mod socket;
 pub mod supervisor;
 pub mod surveylab;
 pub mod telemetry;
+pub mod trace;
 
 /// The contract, generated from `proto/`.
 pub mod proto {

@@ -53,7 +53,11 @@ async fn serve(args: ServeArgs) -> Exit {
         Ok(config) => config,
         Err(error) => return fail(Exit::Usage, &error.to_string()),
     };
-    telemetry::init(config.args.log.log_format);
+    let telemetry = match telemetry::init(config.args.log.log_format, config.args.access_log) {
+        Ok(telemetry) => telemetry,
+        Err(error) if error.is_of_a_setting() => return fail(Exit::Usage, &error.to_string()),
+        Err(error) => return fail(Exit::TryAgain, &error.to_string()),
+    };
     let shutdown = match shutdown::on_signal() {
         Ok(shutdown) => shutdown,
         Err(error) => return fail(Exit::TryAgain, &format!("can't handle signals: {error}")),
@@ -64,7 +68,9 @@ async fn serve(args: ServeArgs) -> Exit {
     if let Err(error) = metrics::install() {
         return fail(Exit::TryAgain, &format!("can't record metrics: {error}"));
     }
-    match app::run(config, shutdown).await {
+    let ended = app::run(config, shutdown).await;
+    telemetry.close().await;
+    match ended {
         Ok(()) => Exit::Ok,
         Err(error) if error.is_of_a_setting() => fail(Exit::Usage, &error.to_string()),
         Err(error) => fail(Exit::TryAgain, &error.to_string()),

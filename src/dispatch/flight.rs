@@ -16,6 +16,7 @@ use super::{
     Added, Answer, Core, Outcome,
     breaker::Pass,
     in_flight::{Landing, Progress},
+    trail::{self, Waits},
     verdict::{Again, LATER, Verdict},
 };
 use crate::{
@@ -197,6 +198,7 @@ impl Trip {
                     if let Some(away) = self.core.breaker.turns_away(self.collector_id()) {
                         return Some(Err(attempts.turned_away(away)));
                     }
+                    let _waits = Waits::begin(&self.landing.flight, self.terms()?.queue.lane, self.core.clock.now());
                     match self.permit().await? {
                         Ok(permit) => permit,
                         Err(refused) => return Some(Err(attempts.refused(refused))),
@@ -272,12 +274,15 @@ impl Trip {
         }
 
         attempts.made += 1;
+        self.landing.flight.effort.attempt();
         fail_point::reached(Place::BeforeSend);
+        let sends = self.landing.flight.trace.request("send");
         let begin = self.core.clock.now();
         let answer = self.core.surveylab.send(&self.request).await;
         fail_point::reached(Place::AfterAnswer);
         metrics::request(answer.name(), begin.elapsed());
         pass.answered(&answer);
+        trail::answered(sends, &answer);
         if let surveylab::Answer::RateLimited { retry_after } = answer {
             permit.rate_limited(retry_after);
             drop(permit);

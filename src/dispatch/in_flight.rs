@@ -14,12 +14,13 @@ use std::{
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Answer, Call, Outcome};
+use super::{Answer, Call, Outcome, trail::Effort};
 use crate::{
     clock::Instant,
     invitation::{Failure, Fingerprint, Key},
     ledger::Doubt,
     limiter::{Lane, Queue},
+    trace::Trace,
 };
 
 /// How far a flight has come, as those who wait for it see it.
@@ -59,6 +60,9 @@ pub struct Flight {
     pub progress: watch::Sender<Progress>,
     /// Nobody wants it any more, and nothing was on the wire.
     pub abandoned: CancellationToken,
+    /// What its steps are part of: the call of its leader.
+    pub trace: Trace,
+    pub effort: Effort,
     /// Its terms got better.
     pub improved: Notify,
     /// Those who wait were answered before it ended.
@@ -167,6 +171,11 @@ impl InFlight {
                     fingerprint: invitation.fingerprint,
                     progress: watch::Sender::new(Progress::LookingUp),
                     abandoned: CancellationToken::new(),
+                    trace: call
+                        .trail
+                        .as_ref()
+                        .map_or_else(Trace::default, |trail| trail.trace.clone()),
+                    effort: Effort::default(),
                     improved: Notify::new(),
                     announced: Notify::new(),
                     credited: AtomicBool::new(false),
@@ -329,6 +338,10 @@ pub struct Seat {
 }
 
 impl Seat {
+    pub fn flight(&self) -> &Arc<Flight> {
+        &self.flight
+    }
+
     /// Waits for the answer; `None` if the flight ended without one.
     pub async fn answer(&mut self) -> Option<Answer> {
         let ended = |progress: &Progress| matches!(progress, Progress::Done(_) | Progress::Gone);

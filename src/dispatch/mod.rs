@@ -31,6 +31,7 @@ use flight::Trip;
 use in_flight::{Entered, InFlight, Lead, Observed, Progress, Seat};
 use standing::Checks;
 pub use standing::{Serving, Standing};
+pub use trail::{Role, Spent, Trail};
 pub use verdict::{LATER, OnServerError};
 
 mod breaker;
@@ -38,6 +39,7 @@ mod flight;
 mod in_flight;
 mod retry;
 mod standing;
+mod trail;
 mod verdict;
 
 #[cfg(test)]
@@ -56,7 +58,7 @@ pub struct Settings {
 }
 
 /// A caller's wish to have a respondent added.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Call {
     pub request: Arc<Request>,
     pub doubt: Doubt,
@@ -64,8 +66,21 @@ pub struct Call {
     pub queue: Queue,
     /// When the caller stops listening.
     pub deadline: Option<Instant>,
+    /// For somebody who watches.
+    trail: Option<Arc<Trail>>,
     /// How long the call may wait for a permit.
     until: Option<Instant>,
+}
+
+impl Call {
+    /// Leaves a trail.
+    pub fn watched(mut self, trail: Option<Arc<Trail>>) -> Self {
+        if let Some(trail) = &trail {
+            let _first_wins = trail.key.set(self.request.invitation.key.clone());
+        }
+        self.trail = trail;
+        self
+    }
 }
 
 /// What is known of an added respondent.
@@ -176,6 +191,7 @@ impl Dispatcher {
             doubt,
             queue,
             deadline,
+            trail: None,
             until,
         }
     }
@@ -194,7 +210,12 @@ impl Dispatcher {
                     let _ = within(call.deadline, decided).await?;
                     None
                 }
-                Entered::Joins(seat) => self.wait(seat, call).await,
+                Entered::Joins(seat) => {
+                    if let Some(trail) = &call.trail {
+                        trail.takes(seat.flight(), Role::Joins);
+                    }
+                    self.wait(seat, call).await
+                }
                 Entered::Leads(lead) => self.lead(lead, call).await,
             };
             if let Some(answer) = answer {
@@ -307,6 +328,9 @@ impl Dispatcher {
 
     async fn lead(&self, lead: Lead, call: &Call) -> Option<Answer> {
         let Lead { seat, landing } = lead;
+        if let Some(trail) = &call.trail {
+            trail.takes(&landing.flight, Role::Leads);
+        }
         // Where nothing has to be waited for, the claim itself looks the key up: one step of the ledger instead of two.
         let in_time = call.until.is_none_or(|until| self.core.clock.now() <= until);
         // With the breaker open only what the ledger does not know is turned away.

@@ -6,6 +6,7 @@ use tonic_health::server::{HealthReporter, HealthService};
 use crate::proto::{self, invitation_service_server::InvitationServiceServer};
 
 mod access;
+mod access_log;
 mod authenticate;
 pub(crate) mod convert;
 mod deadline;
@@ -14,6 +15,7 @@ pub(crate) mod fuzz;
 mod page_token;
 pub mod peer;
 mod receive;
+mod request_id;
 pub mod server;
 mod service;
 mod status;

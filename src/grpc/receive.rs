@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     error::Error,
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -23,7 +24,10 @@ use tokio::{
 };
 use tonic::{Status, body::Body, service::Routes};
 
-use super::{MAX_MESSAGE, authenticate::Door, peer::Peer, server::places::Calls, status};
+use super::{
+    MAX_MESSAGE, access_log::Arrival, authenticate::Door, peer::Peer, request_id, server::places::Calls, status,
+};
+use crate::callers::Caller;
 
 /// Bytes that all large half-received messages of one connection may take together: room for 29 of the largest at once.
 const MAX_UNFINISHED: usize = 4 * 1024 * 1024;
@@ -45,6 +49,8 @@ pub struct Receive {
     timeout: Duration,
     unfinished: Arc<Semaphore>,
     calls: Calls,
+    /// Where it comes from, for the access log.
+    address: Option<SocketAddr>,
     /// Who is at the other end, by a certificate.
     peer: Option<Peer>,
     /// None where everyone may call.
@@ -53,6 +59,7 @@ pub struct Receive {
 
 /// What is known of a connection before its first call.
 pub(super) struct From {
+    pub address: Option<SocketAddr>,
     /// By its certificate. Each request has it among its extensions.
     pub peer: Option<Peer>,
     /// None where everyone may call.
@@ -67,6 +74,7 @@ impl Receive {
             timeout,
             unfinished: Arc::new(Semaphore::new(MAX_UNFINISHED)),
             calls,
+            address: from.address,
             peer: from.peer,
             door: from.door,
         }
@@ -79,21 +87,27 @@ impl Service<Request<Incoming>> for Receive {
     type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        if let Some(peer) = &self.peer {
-            request.extensions_mut().insert(peer.clone());
-        }
-        if let Some(door) = &self.door
-            && let Err(refused) = door.admit(&mut request)
-        {
-            self.calls.unanswered().answered();
-            return Box::pin(ready(Ok(refused.into_http())));
-        }
         let shape = if STREAMS.contains(&request.uri().path()) {
             Shape::Stream
         } else {
             Shape::Unary
         };
-        let request = request.map(|body| Inbound {
+        let Arrival { request_id, record } = Arrival::of(request.uri().path(), request.headers(), self.address);
+        if let Some(peer) = &self.peer {
+            request.extensions_mut().insert(peer.clone());
+        }
+        let admitted = self.door.as_ref().map_or(Ok(()), |door| door.admit(&mut request));
+        let unanswered = self.calls.unanswered();
+        if let Err(refused) = admitted {
+            unanswered.answered();
+            if let Some(record) = record {
+                record.ended(Some(&refused));
+            }
+            let mut response = refused.into_http();
+            response.headers_mut().insert(request_id::HEADER, request_id);
+            return Box::pin(ready(Ok(response)));
+        }
+        let mut request = request.map(|body| Inbound {
             body,
             shape,
             framing: Framing::default(),
@@ -102,12 +116,21 @@ impl Service<Request<Incoming>> for Receive {
             unfinished: self.unfinished.clone(),
             held: None,
         });
+        if let Some(record) = &record {
+            if let Some(caller) = request.extensions().get::<Arc<Caller>>() {
+                record.called_by(caller);
+            }
+            request.extensions_mut().insert(record.clone());
+        }
         let answer = self.routes.call(request);
-        let unanswered = self.calls.unanswered();
         Box::pin(async move {
-            let response = answer.await.map(with_details);
+            let mut response = answer.await.map(with_details)?;
             unanswered.answered();
-            response
+            response.headers_mut().insert(request_id::HEADER, request_id);
+            if let Some(record) = record {
+                record.responded(&response, shape == Shape::Stream);
+            }
+            Ok(response)
         })
     }
 }

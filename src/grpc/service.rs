@@ -8,6 +8,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     access::{Access, StreamAccess},
+    access_log::{Item, Record},
     authenticate::Guard,
     convert, deadline, page_token, status,
     stream::{self, Streams},
@@ -15,7 +16,7 @@ use super::{
 use crate::{
     callers,
     clock::{Clock, Instant, Timestamp},
-    dispatch::Dispatcher,
+    dispatch::{Dispatcher, Trail},
     ledger::Resolved,
     limiter::{Lane, Queue},
     metrics::{self, Method},
@@ -55,13 +56,14 @@ impl Service {
         request: proto::AddRespondentRequest,
         queue: Queue,
         deadline: Option<Instant>,
+        trail: Option<Arc<Trail>>,
     ) -> Result<proto::AddRespondentResponse, Status> {
         let doubt = convert::doubt(request.resend_in_doubt);
         let validate_only = request.validate_only;
         let crk = request.crk.clone();
         let prepared = self.dispatcher.prepare(convert::invitation(request));
         let call = match prepared {
-            Ok(prepared) => self.dispatcher.call(prepared, doubt, queue, deadline),
+            Ok(prepared) => self.dispatcher.call(prepared, doubt, queue, deadline).watched(trail),
             Err(violations) => return Err(status::invalid(&violations)),
         };
         let answer = if validate_only {
@@ -79,16 +81,21 @@ impl Service {
         }
     }
 
-    /// As [`add`](Self::add), counted.
+    /// As [`add`](Self::add), counted and, by `item`, told.
     pub async fn add_stream_item(
         &self,
         request: proto::AddRespondentRequest,
         queue: Queue,
         deadline: Option<Instant>,
+        item: Option<Item>,
     ) -> Result<proto::AddRespondentResponse, Status> {
         let begin = self.clock.now();
-        let answer = self.add(request, queue, deadline).await;
+        let trail = item.as_ref().and_then(|item| item.trail.clone());
+        let answer = self.add(request, queue, deadline, trail).await;
         count(Method::Stream, begin.elapsed(), &answer);
+        if let Some(item) = item {
+            item.answered(&answer);
+        }
         answer
     }
 
@@ -102,6 +109,11 @@ pub fn count_refused(error: Status) -> Status {
     let answer: Result<(), Status> = Err(error.clone());
     count(Method::Stream, Duration::ZERO, &answer);
     error
+}
+
+/// What is to be told of a call, if anything is.
+fn record<T>(request: &Request<T>) -> Option<Arc<Record>> {
+    request.extensions().get().cloned()
 }
 
 fn count<T>(method: Method, took: Duration, answer: &Result<T, Status>) {
@@ -124,6 +136,8 @@ impl InvitationService for Service {
     ) -> Result<Response<proto::AddRespondentResponse>, Status> {
         let begin = self.clock.now();
         let deadline = deadline::of(request.metadata(), &self.clock);
+        let record = record(&request);
+        let trail = record.as_ref().map(|record| record.trail());
         let access = self.access(&request)?;
         let request = request.into_inner();
         let queue = Queue {
@@ -131,9 +145,12 @@ impl InvitationService for Service {
             lane: Lane::Unary,
         };
         let answer = match access.collector(callers::Method::Add, &request.collector_id) {
-            Ok(()) => self.add(request, queue, deadline).await,
+            Ok(()) => self.add(request, queue, deadline, trail).await,
             Err(forbidden) => Err(forbidden),
         };
+        if let Some(record) = record {
+            record.answered(&answer);
+        }
         counted(Method::Add, begin, answer)
     }
 
@@ -144,6 +161,7 @@ impl InvitationService for Service {
         let deadline = deadline::of(request.metadata(), &self.clock);
         let access = StreamAccess::of(self.guard.as_ref(), request.extensions())?;
         let call = stream::Call {
+            record: record(&request),
             deadline,
             access,
             requests: request.into_inner(),

@@ -271,6 +271,14 @@ pub fn rpc_status(status: &Status) -> tonic_types::Status {
     })
 }
 
+/// The `reason` of an error and what it says of `sent`, for the access log.
+pub fn reason_and_sent(status: &Status) -> (String, Option<String>) {
+    match status.get_details_error_info() {
+        Some(mut info) => (info.reason, info.metadata.remove("sent")),
+        None => (String::new(), None),
+    }
+}
+
 /// The `reason` of an error, for metrics and logs; empty if it has none.
 pub fn reason(status: &Status) -> String {
     status

@@ -22,6 +22,7 @@ use tonic::{Status, Streaming};
 
 use super::{
     access::StreamAccess,
+    access_log::{Item as Watched, Record},
     service::{self, Service},
     status,
 };
@@ -53,11 +54,12 @@ impl Streams {
         self.next.load(Ordering::Relaxed)
     }
 
-    fn begin(self: &Arc<Self>) -> Begun {
+    fn begin(self: &Arc<Self>, record: Option<Arc<Record>>) -> Begun {
         self.open.fetch_add(1, Ordering::Relaxed);
         Begun {
             id: StreamId(self.next.fetch_add(1, Ordering::Relaxed)),
             streams: self.clone(),
+            record,
         }
     }
 }
@@ -66,6 +68,7 @@ impl Streams {
 struct Begun {
     id: StreamId,
     streams: Arc<Streams>,
+    record: Option<Arc<Record>>,
 }
 
 impl Drop for Begun {
@@ -76,6 +79,8 @@ impl Drop for Begun {
 
 /// One call of a stream.
 pub struct Call {
+    /// What is to be told of it, if anything is.
+    pub record: Option<Arc<Record>>,
     pub deadline: Option<Instant>,
     pub access: StreamAccess,
     pub requests: Streaming<AddRespondentRequest>,
@@ -85,7 +90,7 @@ pub struct Call {
 pub fn start(service: Service, call: Call) -> ReceiverStream<Item> {
     let (results, taken) = mpsc::channel(service.stream_window);
     let tasks = service.tasks.clone();
-    let begun = service.streams.begin();
+    let begun = service.streams.begin(call.record.clone());
     tasks.spawn(drive(service, begun, call, results));
     ReceiverStream::new(taken)
 }
@@ -97,6 +102,7 @@ async fn drive(service: Service, begun: Begun, call: Call, results: Sender<Item>
         deadline,
         mut access,
         mut requests,
+        ..
     } = call;
     let mut in_progress = FuturesUnordered::new();
     let mut place: Option<OwnedPermit<Item>> = None;
@@ -134,7 +140,9 @@ async fn drive(service: Service, begun: Begun, call: Call, results: Sender<Item>
                         match access.collector(&request.collector_id) {
                             Ok(()) => {
                                 let queue = Queue { payer: access.payer(), lane: Lane::Stream(begun.id) };
-                                in_progress.push(answer(&service, queue, deadline, request, next_sequence, place));
+                                let item = begun.record.as_ref().map(|record| record.item(next_sequence));
+                                let asked = Asked { request, sequence: next_sequence, item };
+                                in_progress.push(answer(&service, queue, deadline, asked, place));
                             }
                             Err(forbidden) => refuse(&service::count_refused(forbidden), request.crk, next_sequence, place),
                         }
@@ -150,22 +158,30 @@ async fn drive(service: Service, begun: Begun, call: Call, results: Sender<Item>
         }
     }
     drop(place);
+    if let Some(record) = &begun.record {
+        record.ended(end.as_ref());
+    }
     if let Some(status) = end {
         // An error means that the caller has gone: nobody is left to tell.
         let _gone = results.send(Err(status)).await;
     }
 }
 
-async fn answer(
-    service: &Service,
-    queue: Queue,
-    deadline: Option<Instant>,
+/// A request of the stream.
+struct Asked {
     request: AddRespondentRequest,
     sequence: u64,
-    place: OwnedPermit<Item>,
-) {
+    item: Option<Watched>,
+}
+
+async fn answer(service: &Service, queue: Queue, deadline: Option<Instant>, asked: Asked, place: OwnedPermit<Item>) {
+    let Asked {
+        request,
+        sequence,
+        item,
+    } = asked;
     let crk = request.crk.clone();
-    let result = match service.add_stream_item(request, queue, deadline).await {
+    let result = match service.add_stream_item(request, queue, deadline, item).await {
         Ok(added) => ItemResult::Added(added),
         Err(error) => ItemResult::Error(status::rpc_status(&error)),
     };

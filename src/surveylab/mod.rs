@@ -63,6 +63,24 @@ impl Answer {
             Self::InDoubt { .. } => "in_doubt",
         }
     }
+
+    /// The HTTP status that it came with.
+    pub fn http_status(&self) -> Option<u16> {
+        match *self {
+            // Any 2xx, of which nobody cares for the others.
+            Self::Added { .. } => Some(200),
+            Self::BadRequest => Some(400),
+            Self::Unauthorized => Some(401),
+            Self::Forbidden => Some(403),
+            Self::NotFound => Some(404),
+            Self::RateLimited { .. } => Some(429),
+            Self::InternalError => Some(500),
+            Self::Unavailable { .. } => Some(503),
+            Self::ActionFailed { http_status, .. } | Self::UnexpectedStatus { http_status } => Some(http_status),
+            Self::Unreachable { .. } => None,
+            Self::InDoubt { http_status, .. } => http_status,
+        }
+    }
 }
 
 /// An invitation, encoded once for all attempts.

@@ -3,6 +3,7 @@
 
 mod support;
 
+mod access_log;
 mod breaker;
 mod bulk;
 mod caller_command;
@@ -39,3 +40,4 @@ mod status;
 mod stream;
 mod tls;
 mod token;
+mod tracing;

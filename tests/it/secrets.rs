@@ -76,10 +76,10 @@ fn bytewise(bytes: &[u8]) -> String {
 
 /// Where things were said: a name for the place, and what it holds.
 #[derive(Default)]
-struct Places(Vec<(String, String)>);
+pub struct Places(Vec<(String, String)>);
 
 impl Places {
-    fn add(&mut self, name: impl Into<String>, content: impl AsRef<[u8]>) {
+    pub fn add(&mut self, name: impl Into<String>, content: impl AsRef<[u8]>) {
         self.0.push((name.into(), bytewise(content.as_ref())));
     }
 
@@ -99,20 +99,20 @@ impl Places {
     }
 
     /// What is there without the process, too.
-    fn add_remains(&mut self, name: &str, gateway: &Gateway) {
+    pub fn add_remains(&mut self, name: &str, gateway: &Gateway) {
         self.add(format!("{name}: log"), gateway.log());
         for (path, content) in gateway.files() {
             self.add(format!("{name}: {}", path.display()), content);
         }
     }
 
-    fn hits(&self, form: &str) -> Vec<&str> {
+    pub fn hits(&self, form: &str) -> Vec<&str> {
         let form = bytewise(form.as_bytes());
         let hits = self.0.iter().filter(|(_, content)| content.contains(&form));
         hits.map(|(name, _)| &**name).collect()
     }
 
-    fn assert_clean(&self) {
+    pub fn assert_clean(&self) {
         for (field, value) in CANARIES {
             for form in forms(value) {
                 assert!(
@@ -168,7 +168,7 @@ fn failures() -> Vec<(String, Fault)> {
     failures
 }
 
-fn traced() -> Options {
+pub fn traced() -> Options {
     Options::new()
         .env("RUST_LOG", "trace")
         .flag("--upstream-timeout", "1s")
@@ -184,7 +184,7 @@ async fn call(client: &Client, request: AddRespondentRequest, places: &mut Place
 }
 
 /// Every failure unary and in a stream, then the same again, then what the ledger tells of it all.
-async fn everything_that_can_be_said(client: &Client, places: &mut Places) {
+pub async fn everything_that_can_be_said(client: &Client, places: &mut Places) {
     for _ in 0..2 {
         for (crk, _) in failures() {
             call(client, canary(&crk), places).await;
@@ -246,7 +246,7 @@ async fn everything_that_can_be_said(client: &Client, places: &mut Places) {
     places.add("list's bytes", prost::Message::encode_to_vec(&listed));
 }
 
-fn add_faults(sandbox: &Sandbox) {
+pub fn add_faults(sandbox: &Sandbox) {
     for (crk, fault) in failures() {
         sandbox.add_fault(fault.clone().for_crk(format!("{crk}-item")));
         sandbox.add_fault(fault.for_crk(crk));

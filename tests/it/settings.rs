@@ -13,7 +13,7 @@ use crate::support::{
 };
 
 /// Flag, environment variable, default and a wrong value of each setting.
-const SETTINGS: [(&str, &str, Option<&str>, &str); 30] = [
+const SETTINGS: [(&str, &str, Option<&str>, &str); 31] = [
     ("api-token-file", "SURVEYLAB_API_TOKEN_FILE", None, "/nowhere/token"),
     (
         "surveylab-url",
@@ -64,6 +64,7 @@ const SETTINGS: [(&str, &str, Option<&str>, &str); 30] = [
     ("drain-timeout", "GATEWAY_DRAIN_TIMEOUT", Some("25s"), "8days"),
     ("sandbox", "GATEWAY_SANDBOX", None, "perhaps"),
     ("log-format", "GATEWAY_LOG_FORMAT", None, "xml"),
+    ("access-log", "GATEWAY_ACCESS_LOG", Some("on"), "perhaps"),
 ];
 
 /// Runs `serve` on ports that are taken: a bind would fail with another message and another exit code. Its one line.

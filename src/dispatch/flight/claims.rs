@@ -46,6 +46,7 @@ impl Trip {
     /// Makes the claim, or says why the key can't be had. `seen` is a claim of another process that was waited for.
     pub(super) async fn claim(&self, mut doubt: Doubt, seen: Option<&Record>) -> Result<Ours, NotOurs> {
         let flight = &self.landing.flight;
+        let _step = flight.trace.step("claim");
         loop {
             let claim = Claim {
                 key: flight.key.clone(),
@@ -103,6 +104,7 @@ impl Trip {
     /// so that nobody sends again meanwhile.
     pub(super) async fn end(&self, end: End, sent: Sent) -> Recorded {
         let key = &self.landing.flight.key;
+        let _step = self.landing.flight.trace.step("settle");
         let mut recorded = Recorded::Quietly;
         let mut wait = Duration::from_millis(50);
         loop {

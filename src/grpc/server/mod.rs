@@ -213,7 +213,7 @@ impl Connection {
             .keep_alive_timeout(patience)
             .serve_connection(
                 TokioIo::new(stream),
-                Receive::new(routes, patience, place.calls(), From { peer, door }),
+                Receive::new(routes, patience, place.calls(), From { address, peer, door }),
             );
         tokio::pin!(connection);
         let mut stopping = false;

@@ -2,6 +2,7 @@
 
 pub mod call;
 pub mod certificates;
+pub mod collector;
 pub mod deadline;
 pub mod gateway;
 pub mod lateness;
