@@ -69,7 +69,8 @@ pub struct Limits {
     pub max_connections: usize,
     /// Calls at once on one connection. At most 100 000, as HTTP/2 windows end at 2 GiB.
     pub max_streams: u32,
-    /// For the TLS handshake, for the HTTP/2 preface, for a message that has begun, for the answer to a ping, and for taking what is written.
+    /// For the TLS handshake, for the HTTP/2 preface, for a message that has begun, for the answer to a ping, and for
+    /// taking what is written.
     pub receive_timeout: Duration,
 }
 
