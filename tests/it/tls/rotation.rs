@@ -20,7 +20,7 @@ use super::{PREFACE, client_tls, connect, pem_lines, session, shown, with_tls};
 use crate::support::{
     Gateway, added,
     call::add,
-    certificates::{Authority, HERE, Pair, replace},
+    certificates::{Authority, HERE, Pair, put, replace},
     gateway::surveylab,
     request,
     watch::{soon, until},
@@ -126,7 +126,7 @@ async fn a_broken_file_leaves_what_was_there_and_is_told() {
     for (path, contents, flag) in broken {
         let whole = fs::read(path).unwrap();
         let before = count(&gateway, KEPT);
-        fs::write(path, contents).unwrap();
+        put(path, contents.as_bytes());
         one_more(&gateway, KEPT, before).await;
         let log = gateway.log();
         let line = log.lines().rfind(|line| line.contains(KEPT)).unwrap();
@@ -134,7 +134,7 @@ async fn a_broken_file_leaves_what_was_there_and_is_told() {
         assert!(key.iter().all(|secret| !log.contains(secret)), "the key is in the log");
         assert_eq!(shown(gateway.grpc, &authority.ca()).await, first);
         let before = count(&gateway, USED);
-        fs::write(path, whole).unwrap();
+        put(path, &whole);
         one_more(&gateway, USED, before).await;
     }
     let client = connect(gateway.grpc, client_tls(&authority.ca(), None)).await.unwrap();
