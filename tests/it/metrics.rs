@@ -268,18 +268,18 @@ async fn calls_answers_and_keys_are_counted_by_what_they_came_to() {
         ("ledger_up", "", 1.0),
         ("ledger_errors_total", "", 0.0),
         ("streams_total", "", 1.0),
-        ("streams_open", "", 0.0),
         ("build_info", r#"ledger="sqlite""#, 1.0),
     ] {
         assert_eq!(of(name, label).await, value, "{name} {label}");
     }
     assert!(of("oldest_doubt_age_seconds", "").await > 0.0);
-    // Each key is claimed and settled, two of them twice, one is resolved: so many steps shared so many commits.
-    assert_eq!(of("ledger_batch_size_sum", "").await, 17.0);
+    until("the stream has ended", async || of("streams_open", "").await == 0.0).await;
+    // Eight claims that are settled, and a resolution; a claim that is refused may be in a batch with others.
+    let steps = of("ledger_batch_size_sum", "").await;
+    assert!((17.0..=20.0).contains(&steps), "{steps}");
     let commits = of("ledger_batch_size_count", "").await;
-    assert!((1.0..=17.0).contains(&commits), "{commits}");
+    assert!((1.0..=steps).contains(&commits), "{commits} commits of {steps} steps");
     assert_eq!(of("ledger_commit_seconds_count", "").await, commits);
-    assert!(of("connections_open", "").await >= 1.0);
 
     // What the process before this one knew is counted again.
     let gateway = gateway.restart().await;
