@@ -298,13 +298,10 @@ async fn what_waits_is_told_while_it_waits_and_how_long_it_waited_after() {
     sandbox.add_fault(Fault::hold(&gate).times(1));
     let options = Options::new().flag("--max-in-flight", 1).flag("--max-queue", 7);
     let gateway = Gateway::with(options, &sandbox).await;
-    let call = async |crk: &'static str| {
-        let client: Client = gateway.client().await;
-        tokio::spawn(async move { added(&client, request(crk)).await })
-    };
-    let first = call("first").await;
+    let call = |client: Client, crk: &'static str| tokio::spawn(async move { added(&client, request(crk)).await });
+    let first = call(gateway.client().await, "first");
     soon(sandbox.wait_for_requests(1)).await;
-    let second = call("second").await;
+    let second = call(gateway.client().await, "second");
     let of = async |name, label| metric(&gateway, name, label).await;
     until("it waits", async || {
         of("waiting_requests", r#"lane="unary""#).await == 1.0
