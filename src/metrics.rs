@@ -1,4 +1,4 @@
-//! What is counted and measured. The names are in [`names`], and nothing else names one.
+//! What is counted and measured. The names are in `names`, and nothing else names one.
 //!
 //! What changes by itself is read when somebody asks ([`show_limiter`] and the like, then [`render`]); the rest is counted as it
 //! happens, by handles that are kept: to look a metric up by its labels takes a microsecond.

@@ -141,7 +141,7 @@ ROWS = {
               (f"max(rate({metric('paused_seconds_total')}[$__rate_interval]))", "share of the time"),
               (f"max(increase({metric('pauses_total')}[1h]))", "begun in an hour")]),
         graph("Breaker", [(f"max by (instance) ({metric('breaker_open')})", "{{instance}}")], "short",
-              "1 while SurveyLab is not called, as it failed too often."),
+              "1 while calls fail at once, as SurveyLab refuses every request."),
     ],
     "Waiting": [
         graph("Requests that wait", [(f"sum by (lane) ({metric('waiting_requests')})", "{{lane}}"),

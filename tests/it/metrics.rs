@@ -265,18 +265,18 @@ async fn calls_answers_and_keys_are_counted_by_what_they_came_to() {
         ("ledger_up", "", 1.0),
         ("ledger_errors_total", "", 0.0),
         ("streams_total", "", 1.0),
-        ("streams_open", "", 0.0),
         ("build_info", r#"ledger="sqlite""#, 1.0),
     ] {
         assert_eq!(of(name, label).await, value, "{name} {label}");
     }
     assert!(of("oldest_doubt_age_seconds", "").await > 0.0);
-    // Each key is claimed and settled, two of them twice, one is resolved: so many steps shared so many commits.
-    assert_eq!(of("ledger_batch_size_sum", "").await, 17.0);
+    until("the stream has ended", async || of("streams_open", "").await == 0.0).await;
+    // Eight claims that are settled, and a resolution; a claim that is refused may be in a batch with others.
+    let steps = of("ledger_batch_size_sum", "").await;
+    assert!((17.0..=20.0).contains(&steps), "{steps}");
     let commits = of("ledger_batch_size_count", "").await;
-    assert!((1.0..=17.0).contains(&commits), "{commits}");
+    assert!((1.0..=steps).contains(&commits), "{commits} commits of {steps} steps");
     assert_eq!(of("ledger_commit_seconds_count", "").await, commits);
-    assert!(of("connections_open", "").await >= 1.0);
 
     // What the process before this one knew is counted again.
     let gateway = gateway.restart().await;
@@ -295,13 +295,10 @@ async fn what_waits_is_told_while_it_waits_and_how_long_it_waited_after() {
     sandbox.add_fault(Fault::hold(&gate).times(1));
     let options = Options::new().flag("--max-in-flight", 1).flag("--max-queue", 7);
     let gateway = Gateway::with(options, &sandbox).await;
-    let call = async |crk: &'static str| {
-        let client: Client = gateway.client().await;
-        tokio::spawn(async move { added(&client, request(crk)).await })
-    };
-    let first = call("first").await;
+    let call = |client: Client, crk: &'static str| tokio::spawn(async move { added(&client, request(crk)).await });
+    let first = call(gateway.client().await, "first");
     soon(sandbox.wait_for_requests(1)).await;
-    let second = call("second").await;
+    let second = call(gateway.client().await, "second");
     let of = async |name, label| metric(&gateway, name, label).await;
     until("it waits", async || {
         of("waiting_requests", r#"lane="unary""#).await == 1.0

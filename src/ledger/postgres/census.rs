@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Exact are the claims and the doubts: of both there are few, and an index holds the doubts, of which no more than so many are
 /// looked at. What was added and what failed are as many as the last VACUUM or ANALYZE found in the table and in the index of
 /// those that were not added; before the first one nobody knows (`relpages = 0`, or `reltuples < 0` from PostgreSQL 14 on).
-const CENSUS: &str = "\
+pub(super) const CENSUS: &str = "\
     SELECT (SELECT count(*) FROM pending), doubts.open, doubts.oldest, \
     (SELECT count(*) FROM replica WHERE lease_until >= clock_timestamp()), \
     (SELECT reltuples::bigint FROM pg_class WHERE oid = to_regclass('invitation') AND relpages > 0), \
@@ -92,6 +92,8 @@ pub(super) async fn keep(last: Arc<Last>, reader: Reader, stop: CancellationToke
                 failed = false;
                 continue;
             }
+            // The ledger is being closed.
+            Some(Ok(Err(_))) if reader.is_closed() => return,
             Some(Ok(Err(error))) => error.to_string(),
             Some(Err(_)) => "no answer".into(),
         };

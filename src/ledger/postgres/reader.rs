@@ -118,6 +118,10 @@ impl Reader {
         self.ask(Question::Probe).await
     }
 
+    pub(super) fn is_closed(&self) -> bool {
+        self.queue.is_closed()
+    }
+
     /// Lets the task finish what it was asked so far, and end.
     pub(super) async fn stop(&self) {
         // Fails if the task takes nothing any more, which is what is wanted.

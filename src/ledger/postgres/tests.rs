@@ -1,3 +1,4 @@
+mod census;
 mod cut;
 mod replicas;
 mod unknown;
