@@ -244,7 +244,10 @@ async fn an_account_that_refuses_everything_does_not_burn_the_list() {
         assert!((20..=REFUSED).contains(&requests), "{requests} requests");
         // What was not sent has no result, nor has what was on the wire at the end.
         let results = import.results().len() as u64;
-        assert!((20..=requests).contains(&results), "{results} results of {requests} requests");
+        assert!(
+            (20..=requests).contains(&results),
+            "{results} results of {requests} requests"
+        );
 
         sandbox.clear_faults();
         file.replace(NEXT_TOKEN);
