@@ -30,8 +30,11 @@ use crate::{
     clock::{Clock, Instant, Timestamp},
     invitation::Reason,
     metrics,
-    surveylab::Answer,
 };
+
+pub(super) use pass::Pass;
+
+mod pass;
 
 #[cfg(test)]
 mod tests;
@@ -360,48 +363,6 @@ impl Change {
                 }
             }
             Self::Closed => tracing::warn!("SurveyLab takes requests again: calls are sent"),
-        }
-    }
-}
-
-/// Leave to make one request. Dropped without an answer that tells something, a probe gives its place to the next call.
-pub(super) struct Pass<'a> {
-    breaker: &'a Breaker,
-    collector_id: &'a str,
-    token_version: u64,
-    probe: Option<u64>,
-}
-
-impl Pass<'_> {
-    /// What SurveyLab answered.
-    pub fn answered(self, answer: &Answer) {
-        if self.breaker.after == 0 {
-            return;
-        }
-        match answer {
-            Answer::Unauthorized => self.breaker.refused(&self, Reason::SurveylabUnauthorized),
-            Answer::BadRequest => self.breaker.refused(&self, Reason::SurveylabBadRequest),
-            Answer::Unreachable { .. } | Answer::InDoubt { .. } => {}
-            Answer::Added { .. }
-            | Answer::ActionFailed { .. }
-            | Answer::Forbidden
-            | Answer::NotFound
-            | Answer::RateLimited { .. }
-            | Answer::InternalError
-            | Answer::Unavailable { .. }
-            | Answer::UnexpectedStatus { .. } => self.breaker.taken(),
-        }
-    }
-}
-
-impl Drop for Pass<'_> {
-    fn drop(&mut self) {
-        let Some(number) = self.probe else { return };
-        let now = self.breaker.clock.now();
-        if let Some(open) = &mut self.breaker.lock().open
-            && open.probe == Probe::UnderWay(number)
-        {
-            open.probe = Probe::Due(now);
         }
     }
 }

@@ -1,8 +1,9 @@
 //! SurveyLab's API token, which may change while the gateway runs.
 //!
-//! A token is wiped from memory when it is replaced and the last request with it has its answer. What can't be wiped are the
-//! copies of others: the URL and the written bytes of a request, which reqwest and hyper free as they are, and the
-//! environment, which the system keeps for as long as the process lives.
+//! The token before the current one is kept, as answers may still repeat it and must be cleaned of it. One rotation later it is
+//! wiped from memory, once the last request with it has its answer. What can't be wiped are the copies of others: the URL and the
+//! written bytes of a request, which reqwest and hyper free as they are, and the environment, which the system keeps for as long
+//! as the process lives.
 
 use std::{
     fmt,

@@ -375,7 +375,8 @@ async fn no_token_shows_around_a_rotation() {
     sandbox.add_fault(echo.for_crk("after"));
     sandbox.add_fault(Fault::status(401));
     let file = TokenFile::new();
-    let gateway = Gateway::with(file.options(traced()), &sandbox).await;
+    let options = file.options(traced().flag("--upstream-timeout", "30s"));
+    let gateway = Gateway::with(options, &sandbox).await;
     let client = gateway.client().await;
     let mut places = Places::default();
     let held = tokio::spawn({

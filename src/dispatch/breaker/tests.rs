@@ -6,6 +6,7 @@ use std::sync::{
 use tokio::time::advance;
 
 use super::*;
+use crate::surveylab::Answer;
 
 /// A breaker that opens after three, and the version of its token.
 fn breaker() -> (Breaker, Arc<AtomicU64>) {

@@ -85,8 +85,8 @@ impl Trip {
         }
     }
 
-    /// What the ledger knows of a key that is not to be claimed, or can't be, where it was not asked before. A claim that is there all the same
-    /// is this flight's own, whose making could not be told.
+    /// What the ledger knows of a key that is not to be claimed, or can't be, where it was not asked before. A claim that is
+    /// there all the same is this flight's own, whose making could not be told.
     pub(super) async fn known_without_a_claim(&self, doubt: Doubt) -> Option<Answer> {
         let flight = &self.landing.flight;
         if flight.progress.borrow().is_decided() {

@@ -35,6 +35,10 @@ CREATE TABLE IF NOT EXISTS account_rate (
 
 const TABLE_IS_THERE: &str = "SELECT to_regclass('account_rate') IS NOT NULL";
 
+/// Which row to use: the one of this name, else the one that was used last. Earlier versions made the name of the token, too;
+/// their row is the account's as long as it is there, or replicas of two versions, or two tokens, would keep a rate each.
+const IN_USE: &str = "SELECT account FROM account_rate ORDER BY account = $1 DESC, tat DESC LIMIT 1";
+
 /// Makes the row, with what has been saved up in the time $7 (in microseconds).
 const ENSURE: &str = "
 INSERT INTO account_rate
@@ -128,6 +132,7 @@ FROM step";
 /// One account's row, over a connection of its own that is made when it is needed, and made anew after a failure.
 pub struct Account {
     settings: postgres::Settings,
+    /// Of a new row.
     key: String,
     terms: Terms,
     /// For how long nothing went out, as far as the caller knows: counts if there is no row yet.
@@ -141,10 +146,11 @@ struct Session {
     client: Client,
     driver: Pin<Box<dyn Future<Output = Result<(), postgres::Error>> + Send>>,
     step: Statement,
+    key: String,
 }
 
 impl Account {
-    /// The row of the account whose name is `key`: a hash of SurveyLab's address and the token, and never the token itself. Its
+    /// The row of the one account that a database is for. If there is none it is named `key`, a hash of SurveyLab's address. Its
     /// rate, burst and rest are those of the limiter's settings. Nothing is connected to yet.
     pub fn new(settings: postgres::Settings, key: &str, limits: &limiter::Settings) -> Self {
         Self {
@@ -165,16 +171,21 @@ impl Account {
         // A row that has been there and is gone was used until a moment ago.
         let news = (!self.announced).then_some(self.rested);
         let preparing = prepare(&client, &self.key, self.terms, news);
-        let step = timeout(PREPARE_PATIENCE, beside(&mut driver, preparing))
+        let (key, step) = timeout(PREPARE_PATIENCE, beside(&mut driver, preparing))
             .await
             .map_err(|_| Error::Timeout(PREPARE_PATIENCE))??;
         self.announced = true;
-        Ok(Session { client, driver, step })
+        Ok(Session {
+            client,
+            driver,
+            step,
+            key,
+        })
     }
 }
 
 impl Session {
-    async fn step(&mut self, key: &str, ask: &Ask) -> Result<Answer, Error> {
+    async fn step(&mut self, ask: &Ask) -> Result<Answer, Error> {
         let mut conflicts = 0;
         loop {
             let (epoch, pause) = match ask.report {
@@ -185,7 +196,7 @@ impl Session {
                 None => (-1, 0),
             };
             let (wanted, horizon) = (i64::from(ask.wanted), micros(ask.horizon));
-            let values: [&(dyn ToSql + Sync); 5] = [&key, &wanted, &horizon, &epoch, &pause];
+            let values: [&(dyn ToSql + Sync); 5] = [&self.key, &wanted, &horizon, &epoch, &pause];
             let asked = Instant::now();
             let asking = async { Ok(self.client.query_opt(&self.step, &values).await?) };
             match beside(&mut self.driver, asking).await {
@@ -207,7 +218,7 @@ impl Slices for Account {
             Some(session) => session,
             None => self.connect().await?,
         };
-        let answer = timeout(PATIENCE, session.step(&self.key, ask))
+        let answer = timeout(PATIENCE, session.step(ask))
             .await
             .map_err(|_| Error::Timeout(PATIENCE))??;
         self.session = Some(session);
@@ -215,14 +226,14 @@ impl Slices for Account {
     }
 }
 
-/// Makes what is not there yet. With `news` it is the first time: the row is kept by these terms from now on, and begins, if it is
-/// new, with what was saved up in so much time.
+/// Makes what is not there yet, and tells the row's name. With `news` it is the first time: the row is kept by these terms from
+/// now on, and begins, if it is new, with what was saved up in so much time.
 pub(super) async fn prepare(
     client: &Client,
     key: &str,
     terms: Terms,
     news: Option<Duration>,
-) -> Result<Statement, Asking> {
+) -> Result<(String, Statement), Asking> {
     // A statement that had to wait for the row is to go on with the row as it is then. At a stricter level it would fail instead.
     client
         .batch_execute("SET default_transaction_isolation = 'read committed'")
@@ -246,6 +257,8 @@ pub(super) async fn prepare(
             return Err(error.into());
         }
     }
+    let in_use = client.query_opt(IN_USE, &[&key]).await?;
+    let key: String = in_use.map_or_else(|| Ok(key.to_string()), |row| row.try_get(0))?;
     let (period, pace) = (nanos(terms.period), nanos(terms.pace));
     let (tolerance, validity) = (micros(terms.tolerance), micros(terms.validity));
     let burst = i64::from(terms.burst);
@@ -255,7 +268,7 @@ pub(super) async fn prepare(
     if news.is_some() {
         client.execute(RESET, &values[..6]).await?;
     }
-    Ok(client.prepare(STEP).await?)
+    Ok((key, client.prepare(STEP).await?))
 }
 
 /// Why a question has no answer.

@@ -112,7 +112,7 @@ fn the_statement_does_what_the_model_does() {
                 .batch_execute("DROP TABLE IF EXISTS account_rate")
                 .await
                 .unwrap();
-            let Ok(statement) = super::super::account::prepare(&client, KEY, terms, Some(Duration::MAX)).await else {
+            let Ok((_, statement)) = super::super::account::prepare(&client, KEY, terms, Some(Duration::MAX)).await else {
                 panic!("the row can't be made");
             };
             for step in &steps {
@@ -264,6 +264,49 @@ async fn a_row_that_somebody_deleted_is_made_anew_with_an_empty_bucket() {
     let answer = account.lease(&ask).await.unwrap();
     assert_eq!(answer.granted, 0);
     assert!(answer.from > s(3_590).as_nanos() as i128, "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_row_with_an_earlier_versions_name_stays_the_accounts_row() {
+    let database = testing::shared().database();
+    let settings = settings("1/h", 1);
+    let rows = || database.sql("SELECT string_agg(account, ',' ORDER BY account) FROM account_rate");
+    let named = |name| Account::new(url(&database), name, &settings);
+    let all = Ask { wanted: 9, ..look() };
+    let mut earlier = named("earlier");
+    assert_eq!(earlier.lease(&all).await.unwrap().granted, 1);
+    // They share what is left, which is nothing.
+    let mut first = account(&database, &settings);
+    let mut second = account(&database, &settings);
+    for account in [&mut first, &mut second] {
+        assert_eq!(account.lease(&all).await.unwrap().granted, 0);
+    }
+    assert_eq!(rows(), "earlier");
+    // Of several the one that was used last.
+    database.sql(
+        "INSERT INTO account_rate SELECT 'unused', period_ns, burst, pace_ns, tolerance_us, validity_us, 0, share, epoch, \
+         pause_until, step_at FROM account_rate",
+    );
+    assert_eq!(account(&database, &settings).lease(&all).await.unwrap().granted, 0);
+    assert_eq!(rows(), "earlier,unused");
+    // Where it is gone, all make the same one.
+    database.sql("DELETE FROM account_rate");
+    for account in [&mut first, &mut second] {
+        assert!(account.lease(&all).await.is_err());
+        account.lease(&all).await.unwrap();
+    }
+    assert_eq!(rows(), KEY);
+    // And that one is used, however lately another one was.
+    database.sql(
+        "INSERT INTO account_rate SELECT 'another', period_ns, burst, pace_ns, tolerance_us, validity_us, tat + 1, share, \
+         epoch, pause_until, step_at FROM account_rate",
+    );
+    let mut third = account(&database, &settings);
+    third.lease(&all).await.unwrap();
+    let tat = "SELECT tat FROM account_rate WHERE account = 'another'";
+    let before = database.sql(tat);
+    third.lease(&all).await.unwrap();
+    assert_eq!(database.sql(tat), before);
 }
 
 #[tokio::test]
