@@ -52,6 +52,11 @@ impl Payer {
         self.id
     }
 
+    /// Do requests of both wait for the same turns?
+    pub fn is_in_one_group_with(self, other: Self) -> bool {
+        self.own() == other.own()
+    }
+
     /// The id of a caller with a share of its own.
     pub(super) fn own(self) -> Option<u32> {
         self.id.filter(|_| self.has_share)
