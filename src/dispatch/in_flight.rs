@@ -75,6 +75,9 @@ pub struct Flight {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
     pub queue: Queue,
+    /// The queue of one who joined and whose share is another: the flight takes whichever turn comes first, so that
+    /// nobody waits longer for having met somebody.
+    pub second: Option<Queue>,
     pub until: Option<Instant>,
 }
 
@@ -82,15 +85,22 @@ impl Terms {
     fn of(call: &Call) -> Self {
         Self {
             queue: call.queue,
+            second: None,
             until: call.until,
         }
     }
 
     fn improve(&mut self, with: Self) -> bool {
         let before = *self;
-        // A unary call goes on its own payer's account, whose turn may come sooner. Of equal ones the first one's stays.
-        if with.queue.lane == Lane::Unary && self.queue.lane != Lane::Unary {
-            self.queue = with.queue;
+        let payer = with.queue.payer;
+        let queue = if self.queue.payer.is_in_one_group_with(payer) {
+            &mut self.queue
+        } else {
+            // Of a third group's callers there is hardly ever one.
+            self.second.get_or_insert(with.queue)
+        };
+        if queue.payer.is_in_one_group_with(payer) && queue.lane != Lane::Unary && with.queue.lane == Lane::Unary {
+            *queue = with.queue;
         }
         self.until = match (self.until, with.until) {
             (Some(a), Some(b)) => Some(a.max(b)),

@@ -52,6 +52,11 @@ impl Payer {
         self.id
     }
 
+    /// Do requests of both wait for the same turns?
+    pub fn is_in_one_group_with(self, other: Self) -> bool {
+        self.own() == other.own()
+    }
+
     /// The id of a caller with a share of its own.
     pub(super) fn own(self) -> Option<u32> {
         self.id.filter(|_| self.has_share)
@@ -74,6 +79,31 @@ impl From<Lane> for Queue {
         Self {
             payer: Payer::ANONYMOUS,
             lane,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_permit_costs_the_inverse_of_the_share() {
+        assert_eq!(Payer::new(1, Some(1.0), 1.0).price(), UNIT);
+        assert_eq!(Payer::new(1, Some(0.25), 0.75).price(), 4 * UNIT);
+        // The others have what is left, and never nothing.
+        assert_eq!(Payer::new(2, None, 0.75).price(), 4 * UNIT);
+        assert_eq!(Payer::new(2, None, 0.0).price(), UNIT);
+        assert_eq!(Payer::new(2, None, 1.5).price(), 100 * UNIT);
+    }
+
+    #[test]
+    fn no_share_is_worth_more_than_all_or_nothing_at_all() {
+        for share in [0.0, -1.0, 1e-9, 1.5, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let price = Payer::new(1, Some(share), share).price();
+            assert!((UNIT..=UNIT * 1_000_000).contains(&price), "{share}: {price}");
+            let price = Payer::new(2, None, share).price();
+            assert!((UNIT..=100 * UNIT).contains(&price), "{share}: {price}");
         }
     }
 }

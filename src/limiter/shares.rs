@@ -49,8 +49,8 @@ pub struct Shares<W> {
     own: Vec<Group<W>>,
     /// The tag of the permit that was given last.
     now: u128,
-    /// How many wait of each payer, if any do.
-    waiting: Vec<(Option<u32>, usize)>,
+    /// How many wait of each payer that has an id, if any do.
+    waiting: Vec<(u32, usize)>,
     len: usize,
     next_number: u64,
 }
@@ -105,8 +105,11 @@ impl<W> Shares<W> {
     }
 
     /// How many wait of each payer who has any waiting, by [`Payer::id`].
-    pub fn waiting(&self) -> &[(Option<u32>, usize)] {
-        &self.waiting
+    pub fn waiting(&self) -> Vec<(Option<u32>, usize)> {
+        let known = self.waiting.iter().map(|(_, count)| count).sum();
+        let nobodys = (self.len > known).then(|| (None, self.len - known));
+        let known = self.waiting.iter().map(|(id, count)| (Some(*id), *count));
+        nobodys.into_iter().chain(known).collect()
     }
 
     pub fn push(&mut self, queue: Queue, waiter: W) -> Ticket {
@@ -243,15 +246,17 @@ impl<W> Shares<W> {
 
     fn came(&mut self, payer: Option<u32>) {
         self.len += 1;
-        match self.waiting.iter_mut().find(|(other, _)| *other == payer) {
+        let Some(id) = payer else { return };
+        match self.waiting.iter_mut().find(|(other, _)| *other == id) {
             Some((_, waiting)) => *waiting += 1,
-            None => self.waiting.push((payer, 1)),
+            None => self.waiting.push((id, 1)),
         }
     }
 
     fn left(&mut self, payer: Option<u32>) {
         self.len -= 1;
-        if let Some(at) = self.waiting.iter().position(|(other, _)| *other == payer) {
+        let Some(id) = payer else { return };
+        if let Some(at) = self.waiting.iter().position(|(other, _)| *other == id) {
             self.waiting[at].1 -= 1;
             if self.waiting[at].1 == 0 {
                 self.waiting.swap_remove(at);

@@ -64,6 +64,6 @@ impl Limiter {
 
     /// How many requests wait of each caller who has any waiting, by [`Payer::id`](super::Payer::id). In no order.
     pub fn waiting_by_caller(&self) -> Vec<(Option<u32>, usize)> {
-        self.lock().waiters.waiting().to_vec()
+        self.lock().waiters.waiting()
     }
 }

@@ -1,5 +1,6 @@
 //! What a flight waits for: its turn, the time between two attempts, another process.
 
+use futures_util::{FutureExt as _, future::Fuse};
 use tokio::{pin, select, time::sleep};
 
 use super::{
@@ -14,7 +15,7 @@ use super::{
 use crate::{
     invitation::{Failure, Reason, Sent},
     ledger::Record,
-    limiter::{Permit, Refused},
+    limiter::{Permit, Queue, Refused},
     metrics,
 };
 
@@ -33,19 +34,37 @@ impl Trip {
         let flight = &self.landing.flight;
         loop {
             let terms = self.terms()?;
-            let acquire = self.core.limiter.acquire(terms.queue, terms.until);
-            pin!(acquire);
+            let first = self.core.limiter.acquire(terms.queue, terms.until).fuse();
+            pin!(first);
+            // Boxed, as there hardly ever is one.
+            let place = |queue: Queue, until| self.core.limiter.acquire(queue, until).boxed().fuse();
+            let mut joined = terms.second;
+            let mut second = joined.map_or_else(Fuse::terminated, |queue| place(queue, terms.until));
+            let mut places = 1 + usize::from(joined.is_some());
             let got = loop {
-                select! {
+                let got = select! {
                     biased;
                     () = flight.abandoned.cancelled() => return None,
-                    got = &mut acquire => break Some(got),
+                    got = &mut first => got,
+                    got = &mut second => got,
                     () = flight.improved.notified() => {
-                        // Only a better lane is worth the place in the queue.
-                        if self.terms()?.queue != terms.queue {
+                        let better = self.terms()?;
+                        // Only a better lane is worth the place in a queue.
+                        if better.queue != terms.queue || (joined.is_some() && better.second != joined) {
                             break None;
                         }
+                        if let (None, Some(queue)) = (joined, better.second) {
+                            joined = better.second;
+                            second = place(queue, better.until);
+                            places += 1;
+                        }
+                        continue;
                     }
+                };
+                places -= 1;
+                // What one queue refuses the other may give.
+                if got.is_ok() || places == 0 {
+                    break Some(got);
                 }
             };
             match got {

@@ -203,7 +203,7 @@ fn it_is_known_who_waits() {
     shares.push(Lane::Unary.into(), 0);
     assert_eq!((shares.len(), shares.unary_len()), (6, 4));
     let sorted = |shares: &Shares<_>| {
-        let mut waiting = shares.waiting().to_vec();
+        let mut waiting = shares.waiting();
         waiting.sort_unstable();
         waiting
     };
