@@ -19,7 +19,7 @@ cargo build --release --locked --bin surveylab-gateway >&2
 binary=$target/release/surveylab-gateway
 
 # Where the asset list of Cargo.toml looks for them.
-generated=$target/package
+generated=$PWD/target/package
 rm -rf "$generated"
 mkdir -p "$generated/completions"
 "$binary" generate man "$generated/man"
