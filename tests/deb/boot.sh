@@ -54,7 +54,7 @@ Type=oneshot
 ExecStart=/bin/bash /opt/deb/inside.sh
 StandardOutput=append:/opt/deb/output
 StandardError=inherit
-TimeoutStartSec=5min
+TimeoutStartSec=4min
 END
 printf '[Unit]\nRequires=basic.target\nWants=inside.service\n' >etc/systemd/system/inside.target
 

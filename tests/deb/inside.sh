@@ -36,7 +36,9 @@ DEBIAN_FRONTEND=noninteractive dpkg --install package.deb
 is ActiveState inactive
 [ "$(systemctl is-enabled "$unit" || true)" = disabled ] || fail "the unit is enabled before it is configured"
 stat -c '%A %U:%G %n' /etc/surveylab-gateway /etc/default/surveylab-gateway
-man --where surveylab-gateway-serve
+for file in /usr/share/man/man1/surveylab-gateway-serve.1.gz /usr/share/bash-completion/completions/surveylab-gateway; do
+  dpkg --listfiles surveylab-gateway | grep -x "$file" || fail "the package has no $file"
+done
 
 step "without a token it does not start, once"
 systemctl start "$unit" && fail "it started without a token"

@@ -34,6 +34,12 @@ def is_read_only(path):
     return "ro" in mount_of(path)[1].split(",")
 
 
+def open_files(of):
+    """The hard limit."""
+    lines = pathlib.Path(f"/proc/{of}/limits").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("Max open files")).split()[4])
+
+
 uids = set(status["Uid"].split())
 holds("User=", "0" not in uids and len(uids) == 1, f"uid {uids}")
 for kind in ("CapPrm", "CapEff", "CapBnd", "CapAmb", "CapInh"):
@@ -59,12 +65,6 @@ holds("ProcSubset=pid", "subset=pid" in proc, proc.split(" - ")[1])
 for kind in ("mnt", "user", "ipc", "uts"):
     own, ours = (os.readlink(f"/proc/{id}/ns/{kind}") for id in (pid, 1))
     holds(f"its own {kind} namespace", own != ours, own)
-def open_files(of):
-    """The hard limit."""
-    lines = pathlib.Path(f"/proc/{of}/limits").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("Max open files")).split()[4])
-
-
 # Where this machine allows fewer, systemd gives what there is.
 holds("LimitNOFILE=", open_files(pid) == min(65536, open_files(1)), f"{open_files(pid)}, this machine's bound is {open_files(1)}")
 holds("UMask=", status["Umask"] == "0077", status["Umask"])
