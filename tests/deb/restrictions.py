@@ -61,7 +61,6 @@ for path in ("/tmp", "/var/tmp", "/dev"):
     holds(f"PrivateTmp=, PrivateDevices= ({path})", mount_of(path)[0] == path, mount_of(path))
 proc = [line for line in (process / "mountinfo").read_text().splitlines() if line.split()[4] == "/proc"][-1]
 holds("ProtectProc=invisible", "hidepid=invisible" in proc or "hidepid=2" in proc, proc.split(" - ")[1])
-holds("ProcSubset=pid", "subset=pid" in proc, proc.split(" - ")[1])
 for kind in ("mnt", "user", "ipc", "uts"):
     own, ours = (os.readlink(f"/proc/{id}/ns/{kind}") for id in (pid, 1))
     holds(f"its own {kind} namespace", own != ours, own)
