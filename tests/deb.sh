@@ -28,9 +28,16 @@ else
   printf 'lintian is not there: not run\n'
 fi
 
-# On a file system of its own, which the namespace takes with it.
-scratch=$(mktemp -d)
-trap 'rmdir "$scratch"' EXIT
-cp_package=$(readlink -f "$package")
-unshare --mount --pid --fork --net --ipc --uts --cgroup --kill-child \
-  tests/deb/boot.sh "$scratch" "$cp_package" "$PWD/tests/deb" </dev/null
+# On a file system of its own, which the namespace takes with it; only what is printed comes out.
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+mkdir "$work/root"
+touch "$work/output"
+code=0
+timeout --signal=KILL 300 unshare --mount --pid --fork --net --ipc --uts --cgroup --kill-child \
+  tests/deb/boot.sh "$work/root" "$(readlink -f "$package")" "$PWD/tests/deb" "$work/output" </dev/null || code=$?
+cat "$work/output"
+if ! grep -q '^the package installs, runs under its unit, and goes$' "$work/output"; then
+  printf 'deb.sh: it did not come to its end (systemd ended with %s)\n' "$code" >&2
+  exit 1
+fi

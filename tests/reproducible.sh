@@ -19,11 +19,11 @@ for directory in one another/and-deeper; do
   mkdir -p "$work/$directory"
   # As it is here, committed or not.
   git ls-files -z --cached --others --exclude-standard | tar --create --null --files-from=- | tar --extract --directory "$work/$directory"
-  (cd "$work/$directory" && cargo build --release --locked --quiet --bin surveylab-gateway)
+  "$work/$directory/deploy/release.sh"
 done
 
-one=$work/one/target/release/surveylab-gateway
-other=$work/another/and-deeper/target/release/surveylab-gateway
+one=$work/one/target/shipped/release/surveylab-gateway
+other=$work/another/and-deeper/target/shipped/release/surveylab-gateway
 sha256sum "$one" "$other"
 stat --format '%s bytes' "$one"
 if cmp "$one" "$other"; then

@@ -3,7 +3,6 @@
 #     cargo install --locked cargo-deb --root target/tools/cargo
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-target=${CARGO_TARGET_DIR:-$PWD/target}
 export PATH=$PATH:$PWD/target/tools/cargo/bin
 command -v cargo-deb >/dev/null || {
   printf 'cargo-deb is missing: cargo install --locked cargo-deb --root target/tools/cargo\n' >&2
@@ -15,11 +14,12 @@ if [ -z "${SOURCE_DATE_EPOCH:-}" ]; then
   export SOURCE_DATE_EPOCH
 fi
 
-cargo build --release --locked --bin surveylab-gateway >&2
-binary=$target/release/surveylab-gateway
+binary=$(deploy/release.sh)
+# cargo-deb looks for what is named target/release there.
+target=${binary%/release/*}
 
 # Where the asset list of Cargo.toml looks for them.
-generated=$target/package
+generated=$PWD/target/package
 rm -rf "$generated"
 mkdir -p "$generated/completions"
 "$binary" generate man "$generated/man"
@@ -27,5 +27,6 @@ for shell in bash zsh fish; do
   "$binary" generate completions "$shell" >"$generated/completions/$shell"
 done
 
-cargo deb --no-build --locked --quiet --output "$target/debian/" >&2
-ls -t "$target"/debian/surveylab-gateway_*.deb | head -1
+packages=$PWD/target/debian
+mkdir -p "$packages"
+CARGO_TARGET_DIR=$target cargo deb --no-build --locked --quiet --output "$packages/" | tail -1

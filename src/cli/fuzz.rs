@@ -45,8 +45,8 @@ pub fn settings(data: &[u8]) {
             | Command::Ledger(_)
             | Command::MigrateLedger(_)
             | Command::Status(_)
-            | Command::Generate(_)
-            | Command::Healthcheck(_) => {}
+            | Command::Healthcheck(_)
+            | Command::Generate(_) => {}
         },
         Err(error) => {
             let subcommand = arguments.first().and_then(|first| first.to_str());

@@ -1,14 +1,12 @@
 #!/usr/bin/env bash
 # Within new namespaces: makes the throw-away system, and becomes its systemd, which runs tests/deb/inside.sh.
 set -euo pipefail
-scratch=$1 package=$2 tests=$3
+scratch=$1 package=$2 tests=$3 output=$4
 
 mount --make-rprivate /
 mount -t tmpfs -o mode=755 tmpfs "$scratch"
 mkdir "$scratch"/{upper,work,root}
 mount -t overlay overlay -o "lowerdir=/,upperdir=$scratch/upper,workdir=$scratch/work" "$scratch/root"
-# What the new root hides from here on is still needed once.
-exec 3>&1
 cd "$scratch/root"
 mount -t proc proc proc
 # It shares the kernel with this machine, and must not set it.
@@ -24,13 +22,18 @@ for device in null zero full random urandom tty; do
   mount --bind "/dev/$device" "dev/$device"
 done
 mkdir dev/shm dev/pts
+mount -t devpts -o newinstance,ptmxmode=666 devpts dev/pts
+ln -s pts/ptmx dev/ptmx
 ln -s /proc/self/fd dev/fd
 ip link set lo up
 
 mkdir -p opt/deb
 cp "$package" opt/deb/package.deb
 cp "$tests"/inside.sh "$tests"/restrictions.py opt/deb/
-mkfifo opt/deb/output
+touch opt/deb/output
+mount --bind "$output" opt/deb/output
+# Images for containers keep packages from starting anything, by this.
+rm -f usr/sbin/policy-rc.d
 # Other services of this machine have no business here.
 find etc/systemd/system -mindepth 1 -delete
 for unit in systemd-sysctl systemd-udevd systemd-udev-trigger systemd-modules-load systemd-timesyncd systemd-logind \
@@ -49,13 +52,17 @@ FailureAction=exit-force
 [Service]
 Type=oneshot
 ExecStart=/bin/bash /opt/deb/inside.sh
-StandardOutput=file:/opt/deb/output
+StandardOutput=append:/opt/deb/output
 StandardError=inherit
-TimeoutStartSec=5min
+TimeoutStartSec=4min
 END
 printf '[Unit]\nRequires=basic.target\nWants=inside.service\n' >etc/systemd/system/inside.target
 
-cat opt/deb/output >&3 &
+mkdir old
+pivot_root . old
+umount --lazy /old
+# As systemd expects to find it: credentials reach a unit's own mounts by way of this.
+mount --make-rshared /
 exec env -i container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin \
   setpriv --bounding-set=-sys_module,-sys_time,-sys_boot,-sys_rawio,-syslog,-audit_control,-wake_alarm \
-  chroot . /lib/systemd/systemd --system --unit=inside.target --log-target=journal --show-status=no
+  /lib/systemd/systemd --system --unit=inside.target --log-target=journal --show-status=no
