@@ -8,6 +8,7 @@ use tokio::{net::TcpListener, select, task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    activity::ACTIVITY,
     admin::{self, Admin},
     clock::Clock,
     config::{Config, LedgerUrl, Upstream},
@@ -149,6 +150,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     let closing = CancellationToken::new();
     let stop = CancellationToken::new();
     let mut health = Health::new().await;
+    let about = grpc::About {
+        started_at: clock.timestamp(),
+        ledger: config.ledger.kind(),
+        sandbox: sandbox.is_some(),
+    };
+    let grpc = listeners.grpc.local_addr().unwrap_or(args.listen);
     let service = Service {
         dispatcher: dispatcher.clone(),
         clock: clock.clone(),
@@ -156,11 +163,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         closing: closing.clone(),
         tasks: tasks.clone(),
         streams: Arc::default(),
-        about: grpc::About {
-            started_at: clock.timestamp(),
-            ledger: config.ledger.kind(),
-            sandbox: sandbox.is_some(),
-        },
+        about,
     };
     let routes = grpc::routes(service, &health)?;
     announce(&config, &listeners, sandbox.as_ref());
@@ -180,9 +183,22 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         stop.clone(),
         tasks.clone(),
     ));
+    let history = admin::History::new(&ACTIVITY, limiter.clone());
+    let reading = admin::Reading::new(ledger.clone());
+    tasks.spawn(history.clone().run(stop.clone()));
+    tasks.spawn(reading.clone().run(stop.clone()));
     let admin = admin::router(Admin {
         dispatcher: dispatcher.clone(),
         limiter: limiter.clone(),
+        history,
+        reading,
+        about: admin::About {
+            started_at: about.started_at,
+            ledger: about.ledger,
+            sandbox: about.sandbox,
+            grpc,
+            clock: clock.clone(),
+        },
     });
     let mut admin = tasks.spawn(admin::serve(
         listeners.admin,

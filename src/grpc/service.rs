@@ -11,8 +11,10 @@ use super::{
     stream::{self, Streams},
 };
 use crate::{
+    activity::{ACTIVITY, Ended},
     clock::{Clock, Instant, Timestamp},
-    dispatch::Dispatcher,
+    dispatch::{Answer, Dispatcher, Outcome},
+    invitation::Reason,
     ledger::Resolved,
     limiter::{Lane, StreamId},
     metrics::{self, Method},
@@ -57,12 +59,17 @@ impl Service {
         let prepared = self.dispatcher.prepare(convert::invitation(request));
         let call = match prepared {
             Ok(prepared) => self.dispatcher.call(prepared, doubt, lane, deadline),
-            Err(violations) => return Err(status::invalid(&violations)),
+            Err(violations) => {
+                ACTIVITY.ended(Ended::Other);
+                return Err(status::invalid(&violations));
+            }
         };
         let answer = if validate_only {
             self.dispatcher.check(&call).await
         } else {
-            self.dispatcher.add(&call).await
+            let answer = self.dispatcher.add(&call).await;
+            ACTIVITY.ended(ended(&answer));
+            answer
         };
         match answer {
             Ok(outcome) => Ok(convert::response(&crk, outcome)),
@@ -81,6 +88,35 @@ impl Service {
         let answer = self.add(request, Lane::Stream(stream), deadline).await;
         count(Method::Stream, begin.elapsed(), &answer);
         answer
+    }
+}
+
+/// What an answer counts as on the status page.
+fn ended(answer: &Answer) -> Ended {
+    let failure = match answer {
+        Ok(Outcome::Added(_)) => return Ended::Added,
+        Ok(Outcome::Duplicate(_)) => return Ended::Duplicate,
+        Ok(Outcome::WouldAdd) => return Ended::Other,
+        Err(failure) => failure,
+    };
+    match failure.reason {
+        Reason::SurveylabActionFailed
+        | Reason::SurveylabBadRequest
+        | Reason::SurveylabUnauthorized
+        | Reason::SurveylabForbidden
+        | Reason::SurveylabNotFound
+        | Reason::SurveylabRateLimited
+        | Reason::SurveylabInternalError
+        | Reason::SurveylabUnavailable
+        | Reason::SurveylabUnexpectedStatus
+        | Reason::SurveylabUnreachable => Ended::Failed,
+        Reason::OutcomeInDoubt => Ended::InDoubt,
+        Reason::CrkReused
+        | Reason::WaitTooLong
+        | Reason::QueueFull
+        | Reason::DeadlineAfterSend
+        | Reason::ShuttingDown
+        | Reason::LedgerUnavailable => Ended::Other,
     }
 }
 

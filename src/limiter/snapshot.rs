@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::Limiter;
+use super::{Limiter, PausedBy};
 use crate::clock::Instant;
 
 /// What monitoring and people on call are shown of the limiter.
@@ -13,6 +13,8 @@ pub struct Snapshot {
     pub burst: u32,
     /// What is left of it; zero if there is none.
     pub pause: Duration,
+    /// Whose 429 it comes from, if there is one.
+    pub paused_by: PausedBy,
     /// Tokens that nobody has a right to yet.
     pub tokens: f64,
     pub waiting_unary: usize,
@@ -43,6 +45,7 @@ impl Limiter {
                 .adaptive
                 .pause_until(now)
                 .map_or(Duration::ZERO, |until| until - now),
+            paused_by: state.adaptive.paused_by(),
             tokens: (state.source.tokens(now) - state.unsent as f64).max(0.0),
             waiting_unary: state.lanes.unary_len(),
             waiting_streams: state.lanes.len() - state.lanes.unary_len(),

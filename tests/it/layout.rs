@@ -126,7 +126,7 @@ fn each_outside_crate_has_its_place() {
         ("tokio_rustls", &["postgres/"]),
         ("tokio_postgres", &["postgres/", "ledger/postgres/", "limiter/shared/"]),
         ("rusqlite", &["ledger/"]),
-        ("axum", &["admin.rs", "app.rs"]),
+        ("axum", &["admin/", "app.rs"]),
         (
             "clap",
             &["cli/", "config.rs", "main.rs", "dispatch/verdict.rs", "sandbox/"],

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     invitation::Key,
-    ledger::{Error, Query, Record},
+    ledger::{Error, Query, Record, Replica},
     postgres::describe,
 };
 
@@ -38,6 +38,8 @@ enum Question {
     /// The key, and who asks.
     Watch(Key, Id, Answer<Option<Id>>),
     List(Query, Answer<Vec<Record>>),
+    /// Who asks.
+    Replicas(Id, Answer<Vec<Replica>>),
     Probe(Answer<()>),
     Stop,
 }
@@ -50,6 +52,7 @@ impl Question {
             Self::LookUp(_, answer) => drop(answer.send(Err(error))),
             Self::Watch(_, _, answer) => drop(answer.send(Err(error))),
             Self::List(_, answer) => drop(answer.send(Err(error))),
+            Self::Replicas(_, answer) => drop(answer.send(Err(error))),
             Self::Probe(answer) => drop(answer.send(Err(error))),
             Self::Stop => {}
         }
@@ -103,6 +106,10 @@ impl Reader {
 
     pub(super) async fn list(&self, query: Query) -> Result<Vec<Record>, Error> {
         self.ask(|answer| Question::List(query, answer)).await
+    }
+
+    pub(super) async fn replicas(&self, own: Id) -> Result<Vec<Replica>, Error> {
+        self.ask(|answer| Question::Replicas(own, answer)).await
     }
 
     pub(super) async fn probe(&self) -> Result<(), Error> {
@@ -175,6 +182,7 @@ async fn answer(session: &Session<Reading>, questions: &mut Vec<Question>) -> Re
             }
             (Question::Watch(_, _, answer), Ok(Found::Claim(claim))) => drop(answer.send(Ok(claim))),
             (Question::List(_, answer), Ok(Found::Page(page))) => drop(answer.send(page)),
+            (Question::Replicas(_, answer), Ok(Found::Replicas(replicas))) => drop(answer.send(Ok(replicas))),
             (Question::Probe(answer), Ok(_)) => drop(answer.send(Ok(()))),
             (Question::Stop, _) => {}
             (question, Err(error)) if error.as_db_error().is_none() => {
@@ -193,6 +201,7 @@ enum Found {
     Nothing,
     Claim(Option<Id>),
     Page(Result<Vec<Record>, Error>),
+    Replicas(Vec<Replica>),
 }
 
 async fn ask(client: &Client, statements: &Reading, question: &Question) -> Result<Found, tokio_postgres::Error> {
@@ -205,6 +214,7 @@ async fn ask(client: &Client, statements: &Reading, question: &Question) -> Resu
             Found::Claim(row.map(|row| row.try_get(0)).transpose()?)
         }
         Question::List(query, _) => Found::Page(read::list(client, query).await?.map_err(Error::from)),
+        Question::Replicas(own, _) => Found::Replicas(read::replicas(client, *own).await?),
         Question::Probe(_) => {
             client.batch_execute("SELECT 1").await?;
             Found::Nothing

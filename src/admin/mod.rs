@@ -1,4 +1,5 @@
-//! The HTTP face for machines that watch: `/metrics`, `/healthz`, `/readyz`.
+//! The HTTP face: `/metrics`, `/healthz` and `/readyz` for machines that watch, and at `/` the status page for the person on
+//! call.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,6 +7,7 @@ use axum::{
     Router,
     extract::State,
     http::{StatusCode, header},
+    middleware,
     response::IntoResponse,
     routing::get,
 };
@@ -29,6 +31,16 @@ use crate::{
     socket::{self, Socket},
 };
 
+mod history;
+mod holdings;
+mod page;
+mod shell;
+mod state;
+
+pub use history::History;
+pub use holdings::Reading;
+pub use state::About;
+
 /// Connections at once. Further ones wait for one to end, which is soon: each is for one request, and a peer that
 /// neither asks nor reads is dropped.
 const MAX_CONNECTIONS: usize = 64;
@@ -40,11 +52,18 @@ const MAX_HEAD: usize = 16 * 1024;
 pub struct Admin {
     pub dispatcher: Dispatcher,
     pub limiter: Limiter,
+    pub history: History,
+    pub reading: Reading,
+    pub about: About,
 }
 
 /// All paths of the admin port.
 pub fn router(admin: Admin) -> Router {
+    let page = page::router()
+        .route("/status.json", get(state::status))
+        .layer(middleware::from_fn(page::guard));
     Router::new()
+        .merge(page)
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
