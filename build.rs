@@ -53,7 +53,9 @@ fn check_vendored() -> Result<(), Box<dyn Error>> {
             .collect();
         if sum != expected {
             let path = path.display();
-            return Err(format!("{path} is not what was published (SHA-256 {sum}): run src/admin/page/vendor.sh").into());
+            return Err(
+                format!("{path} is not what was published (SHA-256 {sum}): run src/admin/page/vendor.sh").into(),
+            );
         }
     }
     Ok(())

@@ -77,7 +77,10 @@ static TAGS: LazyLock<[HeaderValue; 8]> = LazyLock::new(|| FILES.each_ref().map(
 pub fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
     let mut router = Router::new();
     for (index, file) in FILES.iter().enumerate() {
-        router = router.route(file.path, get(move |headers: HeaderMap| async move { answer(index, &headers) }));
+        router = router.route(
+            file.path,
+            get(move |headers: HeaderMap| async move { answer(index, &headers) }),
+        );
     }
     router
 }

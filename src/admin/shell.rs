@@ -126,7 +126,10 @@ mod tests {
         let plain = "surveylab-gateway invitations resolve --collector=-7 --crk=k --as=added";
         assert_eq!(command("127.0.0.1:50051"), plain);
         assert_eq!(command("0.0.0.0:50051"), plain);
-        assert_eq!(command("0.0.0.0:6000"), format!("{plain} --target=http://127.0.0.1:6000"));
+        assert_eq!(
+            command("0.0.0.0:6000"),
+            format!("{plain} --target=http://127.0.0.1:6000")
+        );
         assert_eq!(command("[::]:6000"), format!("{plain} --target=http://[::1]:6000"));
     }
 }

@@ -21,6 +21,7 @@ mod kills;
 mod layout;
 mod ledger_tools;
 mod migrate_ledger;
+mod page;
 mod parameters;
 mod pause;
 mod power;

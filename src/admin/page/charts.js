@@ -12,7 +12,7 @@ const second = (sample, count) => (count * 1000) / sample.interval_ms;
 
 export function count(number) {
   if (number === null || number === undefined) return "–";
-  return number.toLocaleString("en", { maximumFractionDigits: number < 10 ? 1 : 0 }).replaceAll(",", "\u202f");
+  return number.toLocaleString("en", { maximumFractionDigits: number < 100 ? 1 : 0 }).replaceAll(",", "\u202f");
 }
 
 export function millis(ms) {
@@ -179,7 +179,7 @@ export class Charts {
         paused: { range: () => [0, 1] },
       },
       axes: [
-        { ...axis, space: 64, values: (_, times, __, ___, step) => times.map((time) => this.clock(time, step < 60)) },
+        { ...axis, size: 28, space: 64, values: (_, times, __, ___, step) => times.map((time) => this.clock(time, step < 60)) },
         { ...axis, size: 56, values: (_, values) => values.map((value) => (value === null ? null : chart.value(value))) },
       ],
       series: [{ label: "at", value: (_, time) => (time === null ? "–" : this.clock(time, true)) }, ...series],

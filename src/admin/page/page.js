@@ -5,6 +5,8 @@ import { Charts, count, millis } from "./charts.js";
 
 const EVERY = 2000;
 const PATIENCE = 8000;
+/** As many doubts are shown unasked: the charts are below them. */
+const FEW = 5;
 /** An hour of samples. */
 const KEPT = 360;
 
@@ -143,11 +145,10 @@ function showTiles(status, shown) {
   const since = shown.length > 0 ? shown[shown.length - 1].at - 60 : 0;
   const minute = shown.filter((sample) => sample.at > since + 0.5);
   const sum = (of) => minute.reduce((total, sample) => total + of(sample), 0);
-  const wrong = sum((s) => s.failed) + sum((s) => s.in_doubt);
-  tile("minute", count(sum((s) => s.added)), `${count(sum((s) => s.failed))} failed, ${count(sum((s) => s.in_doubt))} in doubt`, wrong > 0);
+  tile("minute", count(sum((s) => s.added)), `${count(sum((s) => s.failed))} failed, ${count(sum((s) => s.in_doubt))} in doubt`);
 
   const answered = minute.filter((sample) => sample.requests > 0).pop();
-  if (answered) tile("latency", millis(answered.p95_ms), `95 %; half ${millis(answered.p50_ms)}, 99 % ${millis(answered.p99_ms)}`);
+  if (answered) tile("latency", millis(answered.p95_ms), `p50 ${millis(answered.p50_ms)}, p99 ${millis(answered.p99_ms)}`);
   else tile("latency", "–", "no request in the last minute");
 
   if (doubts) {
@@ -159,9 +160,8 @@ function showTiles(status, shown) {
   }
 }
 
-/** Sets a text, its odd letters written out so that they can be seen. */
-function setVisibly(element, text) {
-  element.replaceChildren();
+/** Adds a text, its odd letters written out so that they can be seen. */
+function addVisibly(element, text) {
   for (const letter of text) {
     if (!ODD.test(letter)) {
       element.append(letter);
@@ -214,13 +214,16 @@ function showDoubts(status) {
     `Shown are ${doubts.oldest.length} of ${inAll(doubts)}, ${doubts.more ? `the oldest of the first ${count(doubts.count)} by key` : "the oldest"}. ` +
       "All: surveylab-gateway invitations list --state=in-doubt",
   );
+  const folded = doubts.oldest.length - FEW;
+  byId("doubts-all").hidden = folded <= 0 || !byId("doubts").classList.contains("few");
+  set("doubts-all", `Show ${count(folded)} more`);
   rows(
     byId("doubts"),
     doubts.oldest,
     (doubt) => JSON.stringify([doubt.collector_id, doubt.crk, doubt.since_ms, doubt.added]),
     (row, doubt) => {
-      setVisibly(cell(row, "Collector", "key"), doubt.collector_id);
-      setVisibly(cell(row, "crk", "key"), doubt.crk);
+      addVisibly(cell(row, "Collector", "key"), doubt.collector_id);
+      addVisibly(cell(row, "crk", "key"), doubt.crk);
       cell(row, "In doubt", "age");
       set(
         cell(row, "Why"),
@@ -235,12 +238,17 @@ function showDoubts(status) {
         ["It is not there", doubt.not_added],
       ]) {
         const code = document.createElement("code");
-        setVisibly(code, command);
+        // Lines break between the flags.
+        for (const part of command.split(/(?<= )(?=--)/)) {
+          const span = document.createElement("span");
+          addVisibly(span, part);
+          code.append(span);
+        }
         const button = document.createElement("button");
         button.type = "button";
-        button.dataset.says = name;
+        button.dataset.says = `${name}: copy`;
         button.setAttribute("aria-label", `${name}: copy the command for ${doubt.crk}`);
-        button.textContent = name;
+        button.textContent = button.dataset.says;
         button.addEventListener("click", () => copy(button, code, command));
         settle.append(button, code);
       }
@@ -354,9 +362,13 @@ setInterval(() => document.hidden || showStanding(), 1000);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => charts.redraw());
 byId("zone").addEventListener("click", () => {
   utc = !utc;
-  byId("zone").setAttribute("aria-pressed", String(utc));
-  for (const row of byId("replicas").tBodies[0].rows) row.remove();
+  set("zone", utc ? "Show local time" : "Show UTC");
+  byId("replicas").tBodies[0].replaceChildren();
   charts.redraw();
   show();
+});
+byId("doubts-all").addEventListener("click", () => {
+  byId("doubts").classList.remove("few");
+  byId("doubts-all").hidden = true;
 });
 look();
