@@ -21,10 +21,23 @@ export function millis(ms) {
   return ms < 1000 ? `${ms.toPrecision(ms < 10 ? 2 : 3).replace(/\.0+$/, "")} ms` : `${count(ms / 1000)} s`;
 }
 
+/**
+ * How values are spread: evenly; by their logarithm; or nearly so, but with a zero (the inverse hyperbolic sine), where one failure
+ * must show beside a thousand that went well.
+ */
+const SCALES = {
+  linear: { distr: 1, range: (_, __, max) => [0, max > 0 ? max * 1.1 : 1] },
+  log: { distr: 3, range: (_, min, max) => (min > 0 ? uPlot.rangeLog(min, max, 10, true) : [1, 1000]) },
+  wide: { distr: 4, asinh: 1, range: (_, __, max) => [0, Math.max(10, max * 1.5)] },
+};
+
+/** Lines at the powers of ten, and at zero. */
+const decades = (_, values) => values.map((value) => (value === 0 || Number.isInteger(Math.log10(value)) ? value : null));
+
 const CHARTS = [
   {
     id: "outcomes",
-    scale: "linear",
+    scale: "wide",
     value: count,
     series: [
       { label: "added", color: "blue", fill: true, of: (s) => minute(s, s.added) },
@@ -37,7 +50,7 @@ const CHARTS = [
       const sum = (of) => samples.reduce((total, sample) => total + of(sample), 0);
       return (
         `In all: ${count(sum((s) => s.added))} added, ${count(sum((s) => s.duplicate))} duplicate, ` +
-        `${count(sum((s) => s.failed))} failed, ${count(sum((s) => s.in_doubt))} in doubt, ${count(sum((s) => s.other))} other errors.`
+        `${count(sum((s) => s.failed))} failed, ${count(sum((s) => s.in_doubt))} in doubt, ${count(sum((s) => s.other))} other errors. Logarithmic above 1.`
       );
     },
   },
@@ -75,7 +88,7 @@ const CHARTS = [
   },
   {
     id: "queue",
-    scale: "linear",
+    scale: "wide",
     value: count,
     series: [
       { label: "unary waiting", color: "blue", of: (s) => s.waiting_unary },
@@ -86,7 +99,7 @@ const CHARTS = [
       const most = (of) => samples.reduce((most, sample) => Math.max(most, of(sample)), 0);
       return (
         `At most: ${count(most((s) => s.waiting_unary))} unary and ${count(most((s) => s.waiting_streams))} stream waiting, ` +
-        `${count(most((s) => s.in_flight))} in flight.`
+        `${count(most((s) => s.in_flight))} in flight. Logarithmic above 1.`
       );
     },
   },
@@ -147,6 +160,7 @@ export class Charts {
     const style = getComputedStyle(document.documentElement);
     const color = (name) => style.getPropertyValue(`--${name}`).trim();
     const axis = { stroke: color("quiet"), font: "12px system-ui", grid: { stroke: color("grid"), width: 1 }, ticks: { show: false } };
+    const spread = chart.scale === "linear" ? {} : { filter: decades, grid: { ...axis.grid, filter: decades } };
     const series = chart.series.map((series) => ({
       label: series.label,
       stroke: color(series.color),
@@ -175,12 +189,12 @@ export class Charts {
       cursor: { sync: { key: "all" }, drag: { x: false, y: false }, points: { size: 6 } },
       scales: {
         x: { time: true, range: () => this.range },
-        y: { distr: chart.scale === "log" ? 3 : 1, range: chart.scale === "log" ? logarithmic : fromZero },
+        y: SCALES[chart.scale],
         paused: { range: () => [0, 1] },
       },
       axes: [
         { ...axis, size: 28, space: 64, values: (_, times, __, ___, step) => times.map((time) => this.clock(time, step < 60)) },
-        { ...axis, size: 56, values: (_, values) => values.map((value) => (value === null ? null : chart.value(value))) },
+        { ...axis, ...spread, size: 56, values: (_, values) => values.map((value) => (value === null ? null : chart.value(value))) },
       ],
       series: [{ label: "at", value: (_, time) => (time === null ? "–" : this.clock(time, true)) }, ...series],
       hooks: { setCursor: [(plot) => this.tell(plot)] },
@@ -198,12 +212,4 @@ export class Charts {
 
 function place(chart) {
   return document.querySelector(`#chart-${chart.id} .plot`);
-}
-
-function fromZero(_, __, max) {
-  return [0, max > 0 ? max * 1.1 : 1];
-}
-
-function logarithmic(_, min, max) {
-  return min > 0 ? uPlot.rangeLog(min, max, 10, true) : [1, 1000];
 }

@@ -271,8 +271,11 @@ async function copy(button, code, command) {
     done = document.execCommand("copy") ? "Copied" : "Marked";
   }
   button.textContent = done;
-  set("said", `${done}: ${button.dataset.says}`);
-  setTimeout(() => set(button, button.dataset.says), 2000);
+  set("copied", done);
+  setTimeout(() => {
+    set(button, button.dataset.says);
+    set("copied", "");
+  }, 2000);
 }
 
 function showReplicas(status) {
@@ -332,6 +335,7 @@ async function ask() {
     // A process that began since numbers its samples from 1 again.
     if (last > 0 && status.instance !== latest.instance) status = await fetched(0);
     awaySince = null;
+    if (latest !== null && status.version !== latest.version) location.reload();
     take(status);
   } catch {
     // A page that was hidden has not asked for a while.
@@ -347,7 +351,8 @@ let loop = null;
 async function asking() {
   while (!document.hidden) {
     const begun = performance.now();
-    await ask();
+    // Were the page unable to show an answer, it would still ask for the next one.
+    await ask().catch((error) => console.error(error));
     await new Promise((resolve) => setTimeout(resolve, Math.max(500, EVERY - (performance.now() - begun))));
   }
   loop = null;
