@@ -27,7 +27,7 @@ const ENDS: usize = 5;
 /// Durations in microseconds: exact below `STEPS`, then so many buckets for every doubling.
 const STEPS: u64 = 8;
 const STEP_BITS: u32 = STEPS.trailing_zeros();
-/// Durations from 134 s on share the last bucket.
+/// Durations from 252 s on share the last bucket.
 const BUCKETS: usize = ((27 - STEP_BITS + 2) * STEPS as u32) as usize;
 
 /// Counters that only rise.
@@ -156,7 +156,7 @@ mod tests {
     #[test]
     fn every_duration_is_told_to_within_seven_percent() {
         let mut micros = 1u64;
-        while micros < 130_000_000 {
+        while micros < 250_000_000 {
             let told = taking([Duration::from_micros(micros)]).quantile(0.5).unwrap();
             let told = told.as_micros() as f64;
             assert!((told / micros as f64 - 1.0).abs() < 0.07, "{micros}: {told}");
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn longer_durations_never_come_in_an_earlier_bucket() {
-        let buckets: Vec<usize> = (0..200_000).map(|n| bucket(Duration::from_micros(n * 997))).collect();
+        let buckets: Vec<usize> = (0..300_000).map(|n| bucket(Duration::from_micros(n * 997))).collect();
         assert!(buckets.is_sorted());
         assert_eq!(buckets.last(), Some(&(BUCKETS - 1)));
     }

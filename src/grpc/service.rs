@@ -60,7 +60,9 @@ impl Service {
         let call = match prepared {
             Ok(prepared) => self.dispatcher.call(prepared, doubt, lane, deadline),
             Err(violations) => {
-                ACTIVITY.ended(Ended::Other);
+                if !validate_only {
+                    ACTIVITY.ended(Ended::Other);
+                }
                 return Err(status::invalid(&violations));
             }
         };

@@ -245,12 +245,13 @@ async fn a_pause_is_told_with_its_reason_and_what_is_left_of_it() {
     assert!(limiter["learned_rate"].as_f64() < limiter["configured_rate"].as_f64());
 }
 
-/// What a shell makes of a command, where the gateway's binary is on the path.
-async fn shell(command: &str) -> bool {
+/// What a shell makes of a command, in the gateway's directory, where the gateway's binary is on the path.
+async fn shell(gateway: &Gateway, command: &str) -> bool {
     let binaries = Path::new(BINARY).parent().unwrap().display();
     let mut shell = Command::new("bash");
     shell
         .args(["-c", command])
+        .current_dir(gateway.directory.path())
         .env_clear()
         .env("PATH", format!("{binaries}:/usr/bin:/bin"));
     let output = spawn_blocking(move || shell.output().unwrap()).await.unwrap();
@@ -289,10 +290,10 @@ async fn a_doubt_is_shown_with_commands_that_settle_it_whatever_its_crk_holds() 
             0 => ("added", InvitationState::Added),
             _ => ("not_added", InvitationState::Failed),
         };
-        assert!(shell(doubt[command].as_str().unwrap()).await, "{crk}");
+        assert!(shell(&gateway, doubt[command].as_str().unwrap()).await, "{crk}");
         assert_eq!(state(&client, crk).await, Some(becomes), "{crk}");
     }
-    assert!(!gateway.path("pwned").exists() && !Path::new("pwned").exists());
+    assert!(!gateway.path("pwned").exists());
     until("none is left", async || {
         self::status(&gateway).await["doubts"]["count"] == 0
     })
