@@ -1,5 +1,5 @@
-//! Compiles the contract without protoc, and keeps the descriptor set that server reflection serves. Says which commit
-//! this is.
+//! Compiles the contract without protoc, and keeps the descriptor set that server reflection serves. Checks the files of
+//! others that are built in. Says which commit this is.
 
 use std::{
     env,
@@ -10,6 +10,7 @@ use std::{
 };
 
 use protox::prost::Message as _;
+use sha2::{Digest as _, Sha256};
 
 const CONTRACT: &str = "surveylab/invitation/v1/invitation.proto";
 /// Nothing imports it, but reflection must know it: clients decode the `Any` details of an error with it.
@@ -19,8 +20,26 @@ const ERROR_DETAILS: &str = "google/rpc/error_details.proto";
 const COMMIT: &str = "GATEWAY_COMMIT";
 /// The day of that commit, as `2026-01-31`.
 const COMMIT_DATE: &str = "GATEWAY_COMMIT_DATE";
+const VENDOR: &str = "src/admin/page/vendor";
+/// What the status page takes from others, with its SHA-256. `src/admin/page/vendor.sh` renews both; nobody edits them.
+const VENDORED: [(&str, &str); 3] = [
+    (
+        "uPlot.iife.min.js",
+        "19c8d4c6ad88929a79f4ae49d6f7161566dfd0ba3d15cc495e974f787eb78f1f",
+    ),
+    (
+        "uPlot.min.css",
+        "df630c6a8d6f8eeaff264b50f73ce5b114f646ffd9a0bb74f049b0a00135fa04",
+    ),
+    (
+        "uPlot.LICENSE",
+        "8f989229699b4fe2f1a0432d0e9edc338a8a911e250e2d1b01ecd770a5f5b1bd",
+    ),
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
+    check_vendored()?;
+
     println!("cargo:rerun-if-changed=proto");
     let out = PathBuf::from(env::var("OUT_DIR")?);
 
@@ -81,4 +100,23 @@ fn git(arguments: &[&str]) -> Option<String> {
     let output = Command::new("git").args(arguments).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     output.status.success().then(|| text.trim().to_string())
+}
+
+fn check_vendored() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed={VENDOR}");
+    for (file, expected) in VENDORED {
+        let path = PathBuf::from(VENDOR).join(file);
+        let contents = fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let sum: String = Sha256::digest(contents)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        if sum != expected {
+            let path = path.display();
+            return Err(
+                format!("{path} is not what was published (SHA-256 {sum}): run src/admin/page/vendor.sh").into(),
+            );
+        }
+    }
+    Ok(())
 }

@@ -8,6 +8,7 @@ use tokio::{net::TcpListener, select, task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    activity::ACTIVITY,
     admin::{self, Admin},
     callers::Callers,
     clock::Clock,
@@ -148,7 +149,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     let dispatcher = Dispatcher::new(
         Arc::new(surveylab),
         ledger.clone(),
-        limiter,
+        limiter.clone(),
         clock.clone(),
         dispatch::Settings {
             max_attempts: args.max_attempts.get(),
@@ -163,6 +164,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     let stop = CancellationToken::new();
     let mut health = Health::new().await;
     let guard = callers.clone().map(|callers| Arc::new(Guard::new(callers)));
+    let about = grpc::About {
+        started_at: clock.timestamp(),
+        ledger: config.ledger.kind(),
+        sandbox: sandbox.is_some(),
+    };
+    let grpc = listeners.grpc.local_addr().unwrap_or(args.listen);
     let service = Service {
         dispatcher: dispatcher.clone(),
         clock: clock.clone(),
@@ -171,11 +178,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         tasks: tasks.clone(),
         streams: Arc::default(),
         guard: guard.clone(),
-        about: grpc::About {
-            started_at: clock.timestamp(),
-            ledger: config.ledger.kind(),
-            sandbox: sandbox.is_some(),
-        },
+        about,
     };
     let streams = service.streams.clone();
     let routes = grpc::routes(service, &health, args.reflection)?;
@@ -207,10 +210,22 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         stop.clone(),
         tasks.clone(),
     ));
+    let history = admin::History::new(&ACTIVITY, limiter.clone());
+    let reading = admin::Reading::new(ledger.clone());
+    tasks.spawn(history.clone().run(stop.clone()));
+    tasks.spawn(reading.clone().run(stop.clone()));
     let admin = admin::router(Admin {
         dispatcher: dispatcher.clone(),
         streams,
-        clock: clock.clone(),
+        history,
+        reading,
+        about: admin::About {
+            started_at: about.started_at,
+            ledger: about.ledger,
+            sandbox: about.sandbox,
+            grpc: config.tls.is_none().then_some(grpc),
+            clock: clock.clone(),
+        },
     });
     let mut admin = tasks.spawn(admin::serve(
         listeners.admin,

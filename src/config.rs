@@ -58,7 +58,7 @@ pub struct ServeArgs {
     )]
     pub listen: SocketAddr,
 
-    /// Where to listen for HTTP: /metrics, /healthz, /readyz.
+    /// Where to listen for HTTP: the status page at /, and /metrics, /healthz, /readyz.
     #[arg(
         long,
         env = "GATEWAY_ADMIN_LISTEN",

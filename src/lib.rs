@@ -26,6 +26,7 @@
 //! Imports point one way: `main` → [`app`] → [`grpc`] → [`dispatch`] → [`limiter`], [`surveylab`], [`ledger`] →
 //! [`invitation`], [`clock`]. [`sandbox`] is the fake SurveyLab, for trials and tests; [`cli`] holds the commands.
 
+pub mod activity;
 pub mod admin;
 pub mod app;
 pub mod callers;

@@ -20,6 +20,7 @@ use super::{
     verdict::{Again, LATER, Verdict},
 };
 use crate::{
+    activity::ACTIVITY,
     fail_point::{self, Place},
     invitation::{Failure, Reason, Sent},
     ledger::{Doubt, LastError, Record, Settlement},
@@ -280,10 +281,13 @@ impl Trip {
         let begin = self.core.clock.now();
         let answer = self.core.surveylab.send(&self.request).await;
         fail_point::reached(Place::AfterAnswer);
-        metrics::request(answer.name(), begin.elapsed());
+        let took = begin.elapsed();
+        metrics::request(answer.name(), took);
+        ACTIVITY.requested(took);
         pass.answered(&answer);
         trail::answered(sends, &answer);
         if let surveylab::Answer::RateLimited { retry_after } = answer {
+            ACTIVITY.rate_limited();
             permit.rate_limited(retry_after);
             drop(permit);
         } else {

@@ -14,9 +14,11 @@ use super::{
     stream::{self, Streams},
 };
 use crate::{
+    activity::{ACTIVITY, Ended},
     callers,
     clock::{Clock, Instant, Timestamp},
-    dispatch::{Dispatcher, Trail},
+    dispatch::{Answer, Dispatcher, Outcome, Trail},
+    invitation::Reason,
     ledger::Resolved,
     limiter::{Lane, Queue},
     metrics::{self, Method},
@@ -64,12 +66,19 @@ impl Service {
         let prepared = self.dispatcher.prepare(convert::invitation(request));
         let call = match prepared {
             Ok(prepared) => self.dispatcher.call(prepared, doubt, queue, deadline).watched(trail),
-            Err(violations) => return Err(status::invalid(&violations)),
+            Err(violations) => {
+                if !validate_only {
+                    ACTIVITY.ended(Ended::Other);
+                }
+                return Err(status::invalid(&violations));
+            }
         };
         let answer = if validate_only {
             self.dispatcher.check(&call).await
         } else {
-            self.dispatcher.add(&call).await
+            let answer = self.dispatcher.add(&call).await;
+            ACTIVITY.ended(ended(&answer));
+            answer
         };
         match answer {
             Ok(outcome) => {
@@ -114,6 +123,35 @@ pub fn count_refused(error: Status) -> Status {
 /// What is to be told of a call, if anything is.
 fn record<T>(request: &Request<T>) -> Option<Arc<Record>> {
     request.extensions().get().cloned()
+}
+
+/// What an answer counts as on the status page.
+fn ended(answer: &Answer) -> Ended {
+    let failure = match answer {
+        Ok(Outcome::Added(_)) => return Ended::Added,
+        Ok(Outcome::Duplicate(_)) => return Ended::Duplicate,
+        Ok(Outcome::WouldAdd) => return Ended::Other,
+        Err(failure) => failure,
+    };
+    match failure.reason {
+        Reason::SurveylabActionFailed
+        | Reason::SurveylabBadRequest
+        | Reason::SurveylabUnauthorized
+        | Reason::SurveylabForbidden
+        | Reason::SurveylabNotFound
+        | Reason::SurveylabRateLimited
+        | Reason::SurveylabInternalError
+        | Reason::SurveylabUnavailable
+        | Reason::SurveylabUnexpectedStatus
+        | Reason::SurveylabUnreachable => Ended::Failed,
+        Reason::OutcomeInDoubt => Ended::InDoubt,
+        Reason::CrkReused
+        | Reason::WaitTooLong
+        | Reason::QueueFull
+        | Reason::DeadlineAfterSend
+        | Reason::ShuttingDown
+        | Reason::LedgerUnavailable => Ended::Other,
+    }
 }
 
 fn count<T>(method: Method, took: Duration, answer: &Result<T, Status>) {

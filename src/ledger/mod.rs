@@ -14,7 +14,7 @@ mod rules;
 
 pub use census::Census;
 
-use std::future::ready;
+use std::{future::ready, time::Duration};
 
 use futures_util::future::BoxFuture;
 
@@ -128,6 +128,19 @@ pub struct Query {
     pub limit: usize,
 }
 
+/// One of the processes that share a ledger.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replica {
+    pub id: String,
+    /// What people know it by: its host and process.
+    pub name: String,
+    pub started_at: Timestamp,
+    /// What is left of its lease, by the ledger's clock; zero once the others may take it for dead.
+    pub lease_left: Duration,
+    /// It is this process.
+    pub is_own: bool,
+}
+
 /// The ledger could not do what it was asked; nothing changed, as far as it can tell.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -205,6 +218,12 @@ pub trait Ledger: Send + Sync + 'static {
     /// none. Then a `look_up` tells what became of it. Waits for as long as that takes, so a caller bounds it.
     fn settled(&self, _key: &Key) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(ready(Ok(())))
+    }
+
+    /// The processes that share the ledger, the longest-running first, and not more than a few dozen of them; none where it
+    /// has one process to itself.
+    fn replicas(&self) -> BoxFuture<'_, Result<Vec<Replica>, Error>> {
+        Box::pin(ready(Ok(Vec::new())))
     }
 
     /// Ends what runs in the background and gives the ledger free for another process. Steps begun before are finished;

@@ -43,6 +43,15 @@ pub struct Learnt {
     pub next_step: Option<Instant>,
 }
 
+/// Whose 429 a pause comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PausedBy {
+    /// This process's.
+    Own,
+    /// Another replica's, which shares the rate.
+    AnotherReplica,
+}
+
 /// The share of the configured rate in use, and the pause.
 pub struct Adaptive {
     /// Part of the configured rate that is in use, up to 1.
@@ -51,6 +60,7 @@ pub struct Adaptive {
     /// 429s in a row, for the backoff.
     in_a_row: u32,
     pause_until: Option<Instant>,
+    paused_by: PausedBy,
     next_step: Option<Instant>,
     /// Pauses that began, and how long all of them are together, the rest of the present one included.
     pauses: u64,
@@ -71,6 +81,7 @@ impl Adaptive {
             epoch: Epoch(0),
             in_a_row: 0,
             pause_until: None,
+            paused_by: PausedBy::Own,
             next_step: None,
             pauses: 0,
             paused: Duration::ZERO,
@@ -103,6 +114,11 @@ impl Adaptive {
         self.pause_until.filter(|until| *until > now)
     }
 
+    /// Whose 429 the pause comes from, while there is one.
+    pub fn paused_by(&self) -> PausedBy {
+        self.paused_by
+    }
+
     /// SurveyLab answered 429 to a request whose permit is of `epoch`.
     pub fn rate_limited(&mut self, epoch: Epoch, now: Instant, retry_after: Option<Duration>) -> Learned {
         let first = epoch == self.epoch;
@@ -121,6 +137,7 @@ impl Adaptive {
         let pause_changed = self.pause_until.is_none_or(|before| before < until) && !pause.is_zero();
         if pause_changed {
             self.pause(until, now);
+            self.paused_by = PausedBy::Own;
         }
         let begin = self.pause_until.unwrap_or(now).max(now);
         self.next_step = (self.share < 1.0).then(|| begin + STEP_EVERY);
@@ -149,12 +166,16 @@ impl Adaptive {
         self.next_step = learnt.next_step;
         let before = self.pause_until(now).unwrap_or(now);
         let until = learnt.pause_until.unwrap_or(now);
+        let pause_changed = until > before + PAUSE_NOISE;
         if until > before {
             self.pause(until, now);
         }
+        if pause_changed {
+            self.paused_by = PausedBy::AnotherReplica;
+        }
         Learned {
             rate_changed,
-            pause_changed: until > before + PAUSE_NOISE,
+            pause_changed,
         }
     }
 
@@ -270,6 +291,27 @@ mod tests {
         adaptive.adopt(learnt, now + s(100));
         adaptive.adopt(learnt, now + s(101));
         assert_eq!(adaptive.pauses(now + s(101)), (2, s(15)));
+    }
+
+    #[test]
+    fn a_pause_is_known_by_whose_429_began_it() {
+        let now = Instant::now();
+        let mut adaptive = Adaptive::new();
+        adaptive.rate_limited(adaptive.epoch(), now, Some(s(5)));
+        assert_eq!(adaptive.paused_by(), PausedBy::Own);
+        let learnt = |until| Learnt {
+            share: 0.7,
+            epoch: 1,
+            pause_until: Some(until),
+            next_step: None,
+        };
+        // The same pause, as the database's clock tells it.
+        adaptive.adopt(learnt(now + s(5) + PAUSE_NOISE / 2), now);
+        assert_eq!(adaptive.paused_by(), PausedBy::Own);
+        adaptive.adopt(learnt(now + s(9)), now);
+        assert_eq!(adaptive.paused_by(), PausedBy::AnotherReplica);
+        adaptive.rate_limited(adaptive.epoch(), now, Some(s(10)));
+        assert_eq!(adaptive.paused_by(), PausedBy::Own);
     }
 
     #[test]

@@ -23,6 +23,7 @@ use tokio::{
 
 use crate::{clock::Instant, rate::Rate};
 
+pub use adaptive::PausedBy;
 use adaptive::{Adaptive, Epoch};
 use bucket::Bucket;
 pub use lanes::{Lane, StreamId};

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::Limiter;
+use super::{Limiter, PausedBy};
 use crate::clock::Instant;
 
 /// What monitoring and people on call are shown of the limiter.
@@ -17,6 +17,8 @@ pub struct Snapshot {
     pub pauses: u64,
     /// How long has been paused since the start.
     pub paused: Duration,
+    /// Whose 429 it comes from, if there is one.
+    pub paused_by: PausedBy,
     /// Tokens that nobody has a right to yet.
     pub tokens: f64,
     pub waiting_unary: usize,
@@ -51,6 +53,7 @@ impl Limiter {
                 .map_or(Duration::ZERO, |until| until - now),
             pauses,
             paused,
+            paused_by: state.adaptive.paused_by(),
             tokens: (state.source.tokens(now) - state.unsent as f64).max(0.0),
             waiting_unary: state.waiters.unary_len(),
             waiting_streams: state.waiters.len() - state.waiters.unary_len(),

@@ -266,5 +266,5 @@ async fn the_admin_port_answers_machines_that_watch() {
     let gateway = Gateway::start(&sandbox).await;
     assert_eq!(gateway.admin("/healthz").await, (200, "ok\n".into()));
     assert_eq!(gateway.admin("/readyz").await, (200, "ready\n".into()));
-    assert_eq!(gateway.admin("/").await.0, 404);
+    assert_eq!(gateway.admin("/nothing").await.0, 404);
 }

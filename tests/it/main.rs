@@ -27,6 +27,7 @@ mod ledger_tools;
 mod metrics;
 mod migrate_ledger;
 mod packaging;
+mod page;
 mod parameters;
 mod pause;
 mod power;

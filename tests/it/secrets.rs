@@ -92,7 +92,7 @@ impl Places {
 
     /// Both ports, the log, and every file.
     async fn add_gateway(&mut self, name: &str, gateway: &Gateway) {
-        for path in ["/metrics", "/readyz", "/healthz"] {
+        for path in ["/metrics", "/readyz", "/healthz", "/status.json"] {
             self.add(format!("{name}: {path}"), gateway.admin(path).await.1);
         }
         self.add_remains(name, gateway);

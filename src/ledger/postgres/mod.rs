@@ -30,7 +30,7 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-use super::{Census, Claim, Claimed, Error, Ledger, Query, Record, Resolution, Resolved, Settlement};
+use super::{Census, Claim, Claimed, Error, Ledger, Query, Record, Replica, Resolution, Resolved, Settlement};
 use crate::{
     clock::{Clock, Timestamp},
     invitation::Key,
@@ -280,6 +280,10 @@ impl Ledger for Postgres {
 
     fn settled(&self, key: &Key) -> BoxFuture<'_, Result<(), Error>> {
         self.wait_for_end(key.clone()).boxed()
+    }
+
+    fn replicas(&self) -> BoxFuture<'_, Result<Vec<Replica>, Error>> {
+        self.lister.replicas(self.lease.last()).boxed()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

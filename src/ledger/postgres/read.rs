@@ -1,12 +1,14 @@
 //! What is asked of the tables: keys, or a listing. Where a key is in both, its row of `pending` is shown.
 
+use std::time::Duration;
+
 use tokio_postgres::{Client, Row, types::ToSql};
 
 use super::id::Id;
 use crate::{
     clock::Timestamp,
     invitation::{Fingerprint, Key, Reason},
-    ledger::{Error, LastError, Query, Record, State},
+    ledger::{Error, LastError, Query, Record, Replica, State},
 };
 
 /// How a key stands in both tables: what `standing` reads of a row, behind its first column.
@@ -206,6 +208,27 @@ pub(super) async fn list(
         Standing::read(row, 2, &key)?.shown(&key).ok_or(Unreadable)
     });
     Ok(records.collect())
+}
+
+/// More replicas than anyone runs. The times come in microseconds, as everywhere else.
+const REPLICAS: &str = "SELECT id, name, (extract(epoch FROM started_at) * 1000000)::bigint, \
+                        greatest(0, (extract(epoch FROM lease_until - clock_timestamp()) * 1000000)::bigint) \
+                        FROM replica ORDER BY started_at, id LIMIT 64";
+
+/// Those who share the ledger, the longest-running first.
+pub(super) async fn replicas(client: &Client, own: Id) -> Result<Vec<Replica>, tokio_postgres::Error> {
+    let rows = client.query(REPLICAS, &[]).await?;
+    let read = |row: &Row| {
+        let id: Id = row.try_get(0)?;
+        Ok(Replica {
+            id: id.to_string(),
+            name: row.try_get(1)?,
+            started_at: Timestamp(row.try_get(2)?),
+            lease_left: Duration::from_micros(u64::try_from(row.try_get::<_, i64>(3)?).unwrap_or_default()),
+            is_own: id == own,
+        })
+    };
+    rows.iter().map(read).collect()
 }
 
 /// The statement for a page: of claims, of the rest, or both. Its parameters are the limit, then what the query bounds.

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     invitation::Key,
-    ledger::{Census, Error, Query, Record},
+    ledger::{Census, Error, Query, Record, Replica},
     metrics::{self, Access},
     postgres::describe,
 };
@@ -41,6 +41,8 @@ enum Question {
     Watch(Key, Id, Answer<Option<Id>>),
     List(Query, Answer<Vec<Record>>),
     Census(Answer<Census>),
+    /// Who asks.
+    Replicas(Id, Answer<Vec<Replica>>),
     Probe(Answer<()>),
     Stop,
 }
@@ -54,6 +56,7 @@ impl Question {
             Self::Watch(_, _, answer) => drop(answer.send(Err(error))),
             Self::List(_, answer) => drop(answer.send(Err(error))),
             Self::Census(answer) => drop(answer.send(Err(error))),
+            Self::Replicas(_, answer) => drop(answer.send(Err(error))),
             Self::Probe(answer) => drop(answer.send(Err(error))),
             Self::Stop => {}
         }
@@ -112,6 +115,10 @@ impl Reader {
 
     pub(super) async fn census(&self) -> Result<Census, Error> {
         self.ask(Question::Census).await
+    }
+
+    pub(super) async fn replicas(&self, own: Id) -> Result<Vec<Replica>, Error> {
+        self.ask(|answer| Question::Replicas(own, answer)).await
     }
 
     pub(super) async fn probe(&self) -> Result<(), Error> {
@@ -191,6 +198,7 @@ async fn answer(session: &Session<Reading>, questions: &mut Vec<Question>) -> Re
             (Question::Watch(_, _, answer), Ok(Found::Claim(claim))) => drop(answer.send(Ok(claim))),
             (Question::List(_, answer), Ok(Found::Page(page))) => drop(answer.send(page)),
             (Question::Census(answer), Ok(Found::Census(census))) => drop(answer.send(Ok(census))),
+            (Question::Replicas(_, answer), Ok(Found::Replicas(replicas))) => drop(answer.send(Ok(replicas))),
             (Question::Probe(answer), Ok(_)) => drop(answer.send(Ok(()))),
             (Question::Stop, _) => {}
             (question, Err(error)) if error.as_db_error().is_none() => {
@@ -210,6 +218,7 @@ enum Found {
     Claim(Option<Id>),
     Page(Result<Vec<Record>, Error>),
     Census(Census),
+    Replicas(Vec<Replica>),
 }
 
 async fn ask(client: &Client, statements: &Reading, question: &Question) -> Result<Found, tokio_postgres::Error> {
@@ -223,6 +232,7 @@ async fn ask(client: &Client, statements: &Reading, question: &Question) -> Resu
         }
         Question::List(query, _) => Found::Page(read::list(client, query).await?.map_err(Error::from)),
         Question::Census(_) => Found::Census(census::take(client).await?),
+        Question::Replicas(own, _) => Found::Replicas(read::replicas(client, *own).await?),
         Question::Probe(_) => {
             client.batch_execute("SELECT 1").await?;
             Found::Nothing

@@ -1,4 +1,5 @@
-//! The HTTP face for machines that watch: `/metrics`, `/healthz`, `/readyz`.
+//! The HTTP face: `/metrics`, `/healthz` and `/readyz` for machines that watch, and at `/` the status page for the person on
+//! call.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,6 +7,7 @@ use axum::{
     Router,
     extract::State,
     http::{StatusCode, header},
+    middleware,
     response::IntoResponse,
     routing::get,
 };
@@ -22,12 +24,21 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    clock::Clock,
     dispatch::Dispatcher,
     grpc::Streams,
     metrics,
     socket::{self, Socket},
 };
+
+mod history;
+mod holdings;
+mod page;
+mod shell;
+mod state;
+
+pub use history::History;
+pub use holdings::Reading;
+pub use state::About;
 
 /// Connections at once. Further ones wait for one to end, which is soon: each is for one request, and a peer that
 /// neither asks nor reads is dropped.
@@ -40,12 +51,18 @@ const MAX_HEAD: usize = 16 * 1024;
 pub struct Admin {
     pub dispatcher: Dispatcher,
     pub streams: Arc<Streams>,
-    pub clock: Clock,
+    pub history: History,
+    pub reading: Reading,
+    pub about: About,
 }
 
 /// All paths of the admin port.
 pub fn router(admin: Admin) -> Router {
+    let page = page::router()
+        .route("/status.json", get(state::status))
+        .layer(middleware::from_fn(page::guard));
     Router::new()
+        .merge(page)
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
@@ -106,7 +123,7 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     let standing = admin.dispatcher.standing().await;
     metrics::show_serving(&standing.serving);
     metrics::show_limiter(&standing.limiter);
-    metrics::show_ledger(&admin.dispatcher.census(), admin.clock.timestamp());
+    metrics::show_ledger(&admin.dispatcher.census(), admin.about.clock.timestamp());
     metrics::show_streams(admin.streams.open(), admin.streams.begun());
     (format, metrics::render())
 }
