@@ -166,7 +166,7 @@ pub struct ServeArgs {
 
     /// Log one line for each call, at its end; docs/tracing.md has its fields. A stream's items have theirs at
     /// RUST_LOG=info,access=debug.
-    #[arg(long, env = "GATEWAY_ACCESS_LOG", value_enum, default_value = "on")]
+    #[arg(long, env = "GATEWAY_ACCESS_LOG", value_enum, default_value = "off")]
     pub access_log: AccessLog,
 }
 

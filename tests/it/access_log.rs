@@ -18,6 +18,10 @@ use crate::support::{
     watch::{soon, until},
 };
 
+fn logging() -> Options {
+    Options::new().flag("--access-log", "on")
+}
+
 /// The access lines so far.
 fn lines(gateway: &Gateway) -> Vec<Value> {
     let log = gateway.log();
@@ -63,7 +67,7 @@ fn is_made(id: &str) -> bool {
 #[tokio::test]
 async fn a_call_is_told_in_one_line() {
     let sandbox = surveylab().await;
-    let gateway = Gateway::start(&sandbox).await;
+    let gateway = Gateway::with(logging(), &sandbox).await;
     let client = gateway.client().await;
     let mut call = with_id(request("k"), "from-the-caller");
     let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -96,7 +100,7 @@ async fn a_call_is_told_in_one_line() {
 async fn errors_are_told_by_code_reason_and_whether_anything_was_sent() {
     let sandbox = surveylab().await;
     sandbox.add_fault(Fault::status(404).for_crk("unknown"));
-    let gateway = Gateway::start(&sandbox).await;
+    let gateway = Gateway::with(logging(), &sandbox).await;
     let client = gateway.client().await;
     let invalid = AddRespondentRequest {
         email: "c4nary at nowhere".into(),
@@ -129,7 +133,7 @@ async fn errors_are_told_by_code_reason_and_whether_anything_was_sent() {
 #[tokio::test]
 async fn the_wait_for_the_rate_is_told() {
     let sandbox = surveylab().await;
-    let gateway = Gateway::with(Options::new().flag("--rate", "10/s").flag("--burst", 1), &sandbox).await;
+    let gateway = Gateway::with(logging().flag("--rate", "10/s").flag("--burst", 1), &sandbox).await;
     let client = gateway.client().await;
     let requests: Vec<_> = (0..5).map(|crk| request(&crk.to_string())).collect();
     let calls = requests.into_iter().map(|request| {
@@ -152,7 +156,7 @@ async fn the_wait_for_the_rate_is_told() {
 async fn a_stream_is_told_in_one_line_with_what_became_of_its_items() {
     let sandbox = surveylab().await;
     sandbox.add_fault(Fault::status(404).for_crk("unknown"));
-    let gateway = Gateway::start(&sandbox).await;
+    let gateway = Gateway::with(logging(), &sandbox).await;
     let client = gateway.client().await;
     assert_eq!(added(&client, request("a")).await, Outcome::Added);
     stream(&client, ["a", "b", "c", "unknown"].map(request).into()).await;
@@ -187,7 +191,7 @@ async fn a_call_whose_caller_leaves_is_told_as_cancelled() {
     let sandbox = surveylab().await;
     let gate = Gate::new();
     sandbox.add_fault(Fault::hold(&gate));
-    let gateway = Gateway::start(&sandbox).await;
+    let gateway = Gateway::with(logging(), &sandbox).await;
     let client = gateway.client().await;
     let call = tokio::spawn({
         let client = client.clone();
@@ -218,8 +222,9 @@ async fn a_call_whose_caller_leaves_is_told_as_cancelled() {
 async fn without_the_access_log_there_are_no_lines() {
     let sandbox = surveylab().await;
     for options in [
-        Options::new().flag("--access-log", "off"),
-        Options::new().env("RUST_LOG", "info,access=off"),
+        Options::new(),
+        logging().flag("--access-log", "off"),
+        logging().env("RUST_LOG", "info,access=off"),
     ] {
         let gateway = Gateway::with(options, &sandbox).await;
         let client = gateway.client().await;
@@ -235,7 +240,7 @@ async fn without_the_access_log_there_are_no_lines() {
 #[tokio::test]
 async fn the_last_line_is_written_before_the_end() {
     let sandbox = surveylab().await;
-    let gateway = Gateway::start(&sandbox).await;
+    let gateway = Gateway::with(logging(), &sandbox).await;
     assert_eq!(added(&gateway.client().await, request("k")).await, Outcome::Added);
     gateway.signal("TERM");
     let (gateway, _) = soon(gateway.once_ended()).await;
@@ -245,7 +250,7 @@ async fn the_last_line_is_written_before_the_end() {
 #[tokio::test]
 async fn every_answer_has_a_request_id_which_is_the_callers_if_it_is_fit() {
     let sandbox = surveylab().await;
-    let gateway = Gateway::start(&sandbox).await;
+    let gateway = Gateway::with(logging(), &sandbox).await;
     let mut client = gateway.client().await;
     let long = "x".repeat(128);
     for fit in ["a", "0af7-65/+=@~!", &long] {
@@ -283,7 +288,7 @@ async fn every_answer_has_a_request_id_which_is_the_callers_if_it_is_fit() {
 #[tokio::test]
 async fn the_trace_is_the_request_id_where_the_caller_gives_none() {
     let sandbox = surveylab().await;
-    let gateway = Gateway::start(&sandbox).await;
+    let gateway = Gateway::with(logging(), &sandbox).await;
     let mut client = gateway.client().await;
     for (parent, is_taken) in [
         ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00", true),

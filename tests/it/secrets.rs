@@ -171,6 +171,7 @@ fn failures() -> Vec<(String, Fault)> {
 pub fn traced() -> Options {
     Options::new()
         .env("RUST_LOG", "trace")
+        .flag("--access-log", "on")
         .flag("--upstream-timeout", "1s")
         .flag("--max-attempts", 2)
 }

@@ -64,7 +64,7 @@ const SETTINGS: [(&str, &str, Option<&str>, &str); 31] = [
     ("drain-timeout", "GATEWAY_DRAIN_TIMEOUT", Some("25s"), "8days"),
     ("sandbox", "GATEWAY_SANDBOX", None, "perhaps"),
     ("log-format", "GATEWAY_LOG_FORMAT", None, "xml"),
-    ("access-log", "GATEWAY_ACCESS_LOG", Some("on"), "perhaps"),
+    ("access-log", "GATEWAY_ACCESS_LOG", Some("off"), "perhaps"),
 ];
 
 /// Runs `serve` on ports that are taken: a bind would fail with another message and another exit code. Its one line.
