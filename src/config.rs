@@ -33,8 +33,8 @@ const TOKEN_VARIABLE: &str = "SURVEYLAB_API_TOKEN";
 /// Every flag can be set in the environment; of both the flag holds.
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
-    /// File that holds SurveyLab's API token, read again when it changes. The token itself may be given in the
-    /// environment as SURVEYLAB_API_TOKEN, never as a flag. Required, unless --sandbox.
+    /// File that holds SurveyLab's API token. Required, unless --sandbox. It is read again when it changes. The token
+    /// itself may be given in the environment as SURVEYLAB_API_TOKEN, never as a flag.
     #[arg(long, env = "SURVEYLAB_API_TOKEN_FILE", value_name = "FILE", hide_env_values = true)]
     pub api_token_file: Option<PathBuf>,
 

@@ -60,7 +60,19 @@ pub fn install() -> Result<(), BuildError> {
     process.describe();
     let _first_wins = PROMETHEUS.set(Prometheus { handle, process });
     LazyLock::force(&USUAL);
+    begin_at_zero();
     Ok(())
+}
+
+/// Counters of what seldom happens are there from the start, so that the first of its kind is a rise.
+fn begin_at_zero() {
+    for reason in ["SURVEYLAB_UNAUTHORIZED", "SURVEYLAB_BAD_REQUEST"] {
+        counter!(BREAKER_REJECTIONS, "reason" => reason).increment(0);
+    }
+    for why in ["missing", "token", "certificate", "mismatch"] {
+        counter!(AUTHENTICATION_FAILURES, "why" => why).increment(0);
+    }
+    counter!(TLS_FAILED).increment(0);
 }
 
 /// The text that Prometheus scrapes.
@@ -350,10 +362,6 @@ impl Drop for Connection {
 /// Tells whether the breaker is open.
 pub fn breaker_open(is_open: bool) {
     gauge!(BREAKER_OPEN).set(f64::from(u8::from(is_open)));
-    // There from the start, so that the first of its kind is a rise.
-    for reason in ["SURVEYLAB_UNAUTHORIZED", "SURVEYLAB_BAD_REQUEST"] {
-        counter!(BREAKER_REJECTIONS, "reason" => reason).increment(0);
-    }
 }
 
 /// Counts a request that was not made because the breaker is open.

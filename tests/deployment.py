@@ -19,8 +19,6 @@ DEPLOY = ROOT / "deploy"
 BUILD = {"GATEWAY_COMMIT", "GATEWAY_COMMIT_DATE"}
 # Not shown by --help: never a flag, or another program's.
 OTHER = {"SURVEYLAB_API_TOKEN", "PGPASSWORD", "PGPASSFILE", "RUST_LOG"}
-# Named by the manifests ahead of the program.
-AHEAD = {"GATEWAY_TLS_CERT", "GATEWAY_TLS_KEY", "GATEWAY_CALLERS", "GATEWAY_INSECURE_ADMIN", "GATEWAY_CA_FILE"}
 SETTING = re.compile(r"\b(?:GATEWAY|SURVEYLAB)_[A-Z][A-Z_]*[A-Z]\b")
 SPAN = {"s": 1, "m": 60}
 
@@ -118,7 +116,7 @@ def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     binary = sys.argv[1]
-    known = settings(binary) | AHEAD
+    known = settings(binary)
     check_kustomizations()
     check_pods(known)
     found = check_names(known)

@@ -19,7 +19,7 @@ use crate::{
     dispatch::{Role, Trail},
     metrics::code_name,
     proto::{self, AddRespondentResponse},
-    telemetry::ACCESS,
+    telemetry::{self, ACCESS},
     trace::{Caller, Trace},
 };
 
@@ -49,8 +49,7 @@ impl Arrival {
             .find(|method| **method == path)
             .map(|method| &method[1..]);
         let trace = method.map_or_else(Trace::default, |method| of_call(method, &caller));
-        let is_logged = tracing::enabled!(target: ACCESS, tracing::Level::INFO);
-        let watched = method.filter(|_| is_logged || trace.is_recorded());
+        let watched = method.filter(|_| telemetry::logs_calls() || trace.is_recorded());
         let trace_id = trace.id().or_else(|| caller.trace_id());
         let request_id = request_id::of(headers, trace_id.as_deref());
         let record = watched.map(|method| {
@@ -225,7 +224,7 @@ impl Record {
             "surveylab_gateway.sequence",
             i64::try_from(sequence).unwrap_or(i64::MAX),
         );
-        let is_watched = trace.is_recorded() || tracing::enabled!(target: ACCESS, tracing::Level::DEBUG);
+        let is_watched = trace.is_recorded() || telemetry::logs_items();
         Item {
             record: self.clone(),
             sequence,

@@ -2,11 +2,12 @@
 
 use std::{
     io::{IsTerminal as _, stderr},
+    sync::atomic::{AtomicU8, Ordering},
     time::Duration,
 };
 
 use tokio::{task::spawn_blocking, time::timeout};
-use tracing::{Level, Metadata, Subscriber};
+use tracing::{Level, Metadata, Subscriber, level_filters::LevelFilter};
 use tracing_subscriber::{
     EnvFilter, Layer,
     filter::{FilterExt as _, filter_fn},
@@ -27,6 +28,23 @@ mod lines;
 
 /// The target of access lines, one for each call.
 pub const ACCESS: &str = "access";
+
+/// Which access lines there are. `tracing::enabled!` must not be asked: with a filter of its own for each output, its answer is
+/// taken for the next event's, which would be lost (tracing-subscriber 0.3, `FilterState`).
+static ACCESS_LINES: AtomicU8 = AtomicU8::new(NO_LINES);
+const NO_LINES: u8 = 0;
+const LINES_OF_CALLS: u8 = 1;
+const LINES_OF_ITEMS: u8 = 2;
+
+/// Does each call get a line?
+pub fn logs_calls() -> bool {
+    ACCESS_LINES.load(Ordering::Relaxed) >= LINES_OF_CALLS
+}
+
+/// Does each item of a stream get one, too?
+pub fn logs_items() -> bool {
+    ACCESS_LINES.load(Ordering::Relaxed) >= LINES_OF_ITEMS
+}
 
 /// For the last spans and access lines, at the end of the process.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -53,13 +71,17 @@ pub fn init(format: Option<LogFormat>, access: AccessLog) -> Result<Telemetry, E
         AccessLog::On => Some(Lines::start().map_err(Error::Lines)?),
         AccessLog::Off => None,
     };
-    // One filter for each output: of two, one in the other, `tracing::enabled!` would take one's word for both.
     let ordinary = filter_fn(|event| event.target() != ACCESS && may_be_logged(event));
     let log = layer(format, stderr).with_filter(filter().and(ordinary));
     let access = lines.clone().map(|lines| {
         let is_access = filter_fn(|event| event.target() == ACCESS);
         layer(format, lines).with_filter(filter().and(is_access))
     });
+    if access.is_some() {
+        let details = filter().max_level_hint().is_none_or(|most| most >= LevelFilter::DEBUG);
+        let lines = if details { LINES_OF_ITEMS } else { LINES_OF_CALLS };
+        ACCESS_LINES.store(lines, Ordering::Relaxed);
+    }
     // An error means that a logger is there already, which is as good.
     let _already = tracing_subscriber::registry().with(log).with(access).try_init();
     Ok(Telemetry { lines, export })
@@ -69,6 +91,9 @@ impl Telemetry {
     /// Sends and writes what is left, in bounded time: neither a collector nor a reader of the log holds the end up.
     pub async fn close(self) {
         let Self { lines, export } = self;
+        if lines.is_none() && export.is_none() {
+            return;
+        }
         let closed = spawn_blocking(move || {
             if let Some(export) = export {
                 export.close(CLOSE_TIMEOUT);

@@ -1,6 +1,6 @@
 //! Who calls, and what they may do: tokens, rights, the file that is read again, and what those see who only try.
 
-use std::fs;
+use std::{fs, sync::Arc};
 
 use hyper::{Request as HttpRequest, header::HeaderValue};
 use surveylab_gateway::{
@@ -695,4 +695,45 @@ async fn a_wrong_file_is_told_in_one_line_before_anything_is_bound() {
             );
         }
     }
+}
+
+/// Who came first would be served first, were it not for the shares.
+#[tokio::test]
+async fn a_flood_of_one_caller_does_not_keep_another_waiting() {
+    let sandbox = surveylab().await;
+    let [newsletter, billing] = [token(), token()];
+    let file = File::with(&[
+        block("newsletter", &[&newsletter], "share = \"20%\""),
+        block("billing", &[&billing], ""),
+    ]);
+    let options = Options::new().flag("--rate", "100/s").flag("--callers", file.path());
+    let gateway = Gateway::with(options, &sandbox).await;
+    let client = gateway.client().await;
+    let newsletter = Arc::new(newsletter);
+    let flood: Vec<_> = (0..400)
+        .map(|key| {
+            let (client, token) = (client.clone(), newsletter.clone());
+            tokio::spawn(async move { add(&client, &token, request(&format!("n{key}"))).await.map(|_| ()) })
+        })
+        .collect();
+    until("many wait", async || {
+        metric(&gateway, "waiting_requests", "lane=\"unary\"").await >= 300.0
+    })
+    .await;
+    let added = soon(add(&client, &billing, request("b"))).await.unwrap();
+    assert_eq!(added.outcome(), Outcome::Added);
+    let left = flood.iter().filter(|call| !call.is_finished()).count();
+    assert!(left > 150, "{left} of the flood were left");
+    for call in flood {
+        soon(call).await.unwrap().unwrap();
+    }
+}
+
+/// A gateway that has refused a caller what it may not do.
+pub async fn refusing(sandbox: &Sandbox) -> Gateway {
+    let token = token();
+    let file = File::with(&[block("billing", &[&token], "")]);
+    let gateway = guarded(sandbox, &file).await;
+    assert_forbidden(list(&gateway.client().await, &token, COLLECTOR).await);
+    gateway
 }

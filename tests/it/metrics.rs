@@ -14,12 +14,15 @@ use surveylab_gateway::{
 };
 use tonic::Code;
 
-use crate::support::{
-    Gateway, Options, added,
-    call::{COLLECTOR, Client, add, get, resolve, stream},
-    gateway::surveylab,
-    postgres, request,
-    watch::{add_within, list, metric, page, soon, until},
+use crate::{
+    callers::refusing,
+    support::{
+        Gateway, Options, added,
+        call::{COLLECTOR, Client, add, get, resolve, stream},
+        gateway::surveylab,
+        postgres, request,
+        watch::{add_within, list, metric, page, soon, until},
+    },
 };
 
 fn root(path: &str) -> PathBuf {
@@ -182,8 +185,9 @@ async fn the_table_and_the_gateway_tell_the_same_metrics() {
         metric(&replica, "replicas", "").await == 1.0
     })
     .await;
-    let of_replica = Scrape::of(&replica).await.metrics;
-    for (name, described) in of_replica {
+    let refusing = refusing(&sandbox).await;
+    let others = [Scrape::of(&replica).await.metrics, Scrape::of(&refusing).await.metrics];
+    for (name, described) in others.into_iter().flatten() {
         assert_eq!(*told.entry(name).or_insert_with(|| described.clone()), described);
     }
 
