@@ -85,10 +85,10 @@ impl ProtectionArgs {
     pub fn allow_listen(&self, address: SocketAddr, callers: Callers) -> Result<(), Error> {
         let missing = match (&self.tls_cert, callers) {
             (Some(_), Callers::Authenticated) => return Ok(()),
-            (Some(_), Callers::Anyone) => "callers that prove who they are (--tls-client-ca)",
+            (Some(_), Callers::Anyone) => "callers that prove who they are (--callers or --tls-client-ca)",
             (None, Callers::Authenticated) => "TLS (--tls-cert, --tls-key)",
             (None, Callers::Anyone) => {
-                "TLS (--tls-cert, --tls-key) and callers that prove who they are (--tls-client-ca)"
+                "TLS (--tls-cert, --tls-key) and callers that prove who they are (--callers or --tls-client-ca)"
             }
         };
         if self.insecure || is_loopback(address) {

@@ -36,7 +36,7 @@ async fn other_machines_reach_nothing_that_is_not_protected() {
         let (listen, admin) = (format!("--listen={address}"), format!("--admin-listen={address}"));
         for (flags, missing) in [
             (&[listen.as_str()][..], "--tls-cert, --tls-key) and callers"),
-            (&[&listen, &cert, &key], "--tls-client-ca"),
+            (&[&listen, &cert, &key], "--callers or --tls-client-ca"),
             (&[&listen, "--insecure-admin"], "--tls-client-ca"),
         ] {
             let line = refused(flags, &[]).await;
