@@ -54,7 +54,8 @@ pub struct ServeArgs {
         long,
         env = "GATEWAY_LISTEN",
         value_name = "ADDRESS",
-        default_value = "127.0.0.1:50051"
+        default_value = "127.0.0.1:50051",
+        value_parser = address
     )]
     pub listen: SocketAddr,
 
@@ -63,7 +64,8 @@ pub struct ServeArgs {
         long,
         env = "GATEWAY_ADMIN_LISTEN",
         value_name = "ADDRESS",
-        default_value = "127.0.0.1:9464"
+        default_value = "127.0.0.1:9464",
+        value_parser = address
     )]
     pub admin_listen: SocketAddr,
 
@@ -328,6 +330,11 @@ fn token(args: &ServeArgs) -> Result<Tokens, Error> {
             reload::Error::Parse(_) => Error::BadToken("--api-token-file (SURVEYLAB_API_TOKEN_FILE)"),
         }),
     }
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| "expected an IP address with a port, such as 127.0.0.1:50051 (no host names)".into())
 }
 
 fn reflection(text: &str) -> Result<Reflection, String> {

@@ -4,7 +4,8 @@
 //! happens, by handles that are kept: to look a metric up by its labels takes a microsecond.
 
 use std::{
-    sync::{LazyLock, OnceLock},
+    collections::BTreeSet,
+    sync::{LazyLock, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -141,24 +142,34 @@ pub fn show_serving(serving: &Serving) {
 
 /// Shows what the ledger holds. What is not known is left out: a 0 would be taken for true.
 pub fn show_ledger(census: &Census, now: Timestamp) {
+    let number = |count: Option<u64>| count.map(|count| count as f64);
     for (state, keys) in [
         ("pending", census.pending),
         ("added", census.added),
         ("failed", census.failed),
         ("in_doubt", census.in_doubt),
     ] {
-        if let Some(keys) = keys {
-            gauge!(KEYS, "state" => state).set(keys as f64);
-        }
+        show(KEYS, state, || gauge!(KEYS, "state" => state), number(keys));
     }
-    if let Some(doubts) = census.in_doubt {
+    show(DOUBTS, "", || gauge!(DOUBTS), number(census.in_doubt));
+    let age = census.in_doubt.map(|_| {
         let age = census.oldest_doubt.map_or(0, |began| now.0.saturating_sub(began.0));
-        gauge!(DOUBTS).set(doubts as f64);
         // A clock that was set back since makes it young, not younger than that.
-        gauge!(OLDEST_DOUBT).set(Duration::from_micros(age.try_into().unwrap_or_default()).as_secs_f64());
+        Duration::from_micros(age.try_into().unwrap_or_default()).as_secs_f64()
+    });
+    show(OLDEST_DOUBT, "", || gauge!(OLDEST_DOUBT), age);
+    show(REPLICAS, "", || gauge!(REPLICAS), number(census.replicas));
+}
+
+/// Left out until it is known; then, while it is not known any more, not a number, which no alert takes for one.
+fn show(name: &'static str, label: &'static str, gauge: impl FnOnce() -> Gauge, value: Option<f64>) {
+    static SHOWN: Mutex<BTreeSet<(&str, &str)>> = Mutex::new(BTreeSet::new());
+    let mut shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if value.is_some() {
+        shown.insert((name, label));
     }
-    if let Some(replicas) = census.replicas {
-        gauge!(REPLICAS).set(replicas as f64);
+    if shown.contains(&(name, label)) {
+        gauge().set(value.unwrap_or(f64::NAN));
     }
 }
 

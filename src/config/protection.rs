@@ -18,7 +18,7 @@ pub struct ProtectionArgs {
     #[arg(long, env = "GATEWAY_TLS_KEY", value_name = "FILE", hide_env_values = true)]
     pub tls_key: Option<PathBuf>,
 
-    /// PEM file of the CAs whose certificates callers must show (mutual TLS).
+    /// PEM file of the CAs whose certificates callers must show (mutual TLS); with --callers a token does instead.
     #[arg(long, env = "GATEWAY_TLS_CLIENT_CA", value_name = "FILE", hide_env_values = true)]
     pub tls_client_ca: Option<PathBuf>,
 

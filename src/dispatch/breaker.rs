@@ -253,7 +253,8 @@ impl State {
     /// A new token is the usual repair: it is probed at once.
     fn heed_token(&mut self, token_version: u64, now: Instant) {
         if let Some(open) = &mut self.open
-            && open.token_version != token_version
+            // An older one is of a call that was overtaken.
+            && open.token_version < token_version
         {
             open.token_version = token_version;
             open.probe = Probe::Due(now);

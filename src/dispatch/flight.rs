@@ -197,7 +197,7 @@ impl Trip {
                 Some(permit) => permit,
                 None => {
                     if let Some(away) = self.core.breaker.turns_away(self.collector_id()) {
-                        return Some(Err(attempts.turned_away(away)));
+                        return Some(self.turned_away(away, &attempts).await);
                     }
                     let _waits = Waits::begin(&self.landing.flight, self.terms()?.queue.lane, self.core.clock.now());
                     match self.permit().await? {
@@ -211,8 +211,7 @@ impl Trip {
                 Err(away) => {
                     // It has taken no token: the next one's turn comes at once.
                     drop(permit);
-                    let known = self.known_without_a_claim(self.core.in_flight.doubt(&self.landing.flight));
-                    return Some(known.await.unwrap_or_else(|| Err(attempts.turned_away(away))));
+                    return Some(self.turned_away(away, &attempts).await);
                 }
             };
             let doubt = self.core.in_flight.commit(&self.landing.flight)?;

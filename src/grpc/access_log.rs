@@ -201,6 +201,11 @@ impl Record {
         self.result.get_or_init(|| Outcome::of(answer));
     }
 
+    /// An item of a stream was refused before it was looked at.
+    pub fn refused_item(&self) {
+        self.items.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// A stream came to its end.
     pub fn ended(&self, error: Option<&Status>) {
         self.result

@@ -133,17 +133,16 @@ impl Door {
                 return Err(self.guard.failed(failure, self.peer));
             }
         };
+        request.extensions_mut().insert(caller.clone());
         let Some(method) = method else {
             return Err(Status::unimplemented(""));
         };
         if !caller.may_call(method) {
             return Err(self.guard.forbid(&caller, method, Forbidden::Method));
         }
-        let extensions = request.extensions_mut();
         if method == Method::StreamAdd {
-            extensions.insert(Admission { credentials, callers });
+            request.extensions_mut().insert(Admission { credentials, callers });
         }
-        extensions.insert(caller);
         Ok(())
     }
 }

@@ -101,6 +101,9 @@ impl Service<Request<Incoming>> for Receive {
         if let Err(refused) = admitted {
             unanswered.answered();
             if let Some(record) = record {
+                if let Some(caller) = request.extensions().get::<Arc<Caller>>() {
+                    record.called_by(caller);
+                }
                 record.ended(Some(&refused));
             }
             let mut response = refused.into_http();

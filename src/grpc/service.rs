@@ -115,6 +115,7 @@ impl Service {
 
 /// Counts a stream's item that was refused before it was looked at.
 pub fn count_refused(error: Status) -> Status {
+    ACTIVITY.ended(Ended::Other);
     let answer: Result<(), Status> = Err(error.clone());
     count(Method::Stream, Duration::ZERO, &answer);
     error
@@ -184,7 +185,10 @@ impl InvitationService for Service {
         };
         let answer = match access.collector(callers::Method::Add, &request.collector_id) {
             Ok(()) => self.add(request, queue, deadline, trail).await,
-            Err(forbidden) => Err(forbidden),
+            Err(forbidden) => {
+                ACTIVITY.ended(Ended::Other);
+                Err(forbidden)
+            }
         };
         if let Some(record) = record {
             record.answered(&answer);

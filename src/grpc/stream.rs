@@ -144,7 +144,12 @@ async fn drive(service: Service, begun: Begun, call: Call, results: Sender<Item>
                                 let asked = Asked { request, sequence: next_sequence, item };
                                 in_progress.push(answer(&service, queue, deadline, asked, place));
                             }
-                            Err(forbidden) => refuse(&service::count_refused(forbidden), request.crk, next_sequence, place),
+                            Err(forbidden) => {
+                                if let Some(record) = &begun.record {
+                                    record.refused_item();
+                                }
+                                refuse(&service::count_refused(forbidden), request.crk, next_sequence, place);
+                            }
                         }
                         next_sequence += 1;
                     }
@@ -180,7 +185,7 @@ async fn answer(service: &Service, queue: Queue, deadline: Option<Instant>, aske
         sequence,
         item,
     } = asked;
-    let crk = request.crk.clone();
+    let crk = repeated(request.crk.clone());
     let result = match service.add_stream_item(request, queue, deadline, item).await {
         Ok(added) => ItemResult::Added(added),
         Err(error) => ItemResult::Error(status::rpc_status(&error)),
@@ -192,10 +197,16 @@ async fn answer(service: &Service, queue: Queue, deadline: Option<Instant>, aske
     }));
 }
 
+/// The crk for a result. Of one that can't be one, as it is longer than 64 characters can be, only the sequence tells which it
+/// was: what a peer does not take must not be of any size.
+fn repeated(crk: String) -> String {
+    if crk.len() <= 4 * 64 { crk } else { String::new() }
+}
+
 fn refuse(error: &Status, crk: String, sequence: u64, place: OwnedPermit<Item>) {
     place.send(Ok(StreamAddRespondentResponse {
         sequence,
-        crk,
+        crk: repeated(crk),
         result: Some(ItemResult::Error(status::rpc_status(error))),
     }));
 }

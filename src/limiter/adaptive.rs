@@ -168,7 +168,12 @@ impl Adaptive {
         let until = learnt.pause_until.unwrap_or(now);
         let pause_changed = until > before + PAUSE_NOISE;
         if until > before {
+            let counted = self.pauses;
             self.pause(until, now);
+            if !pause_changed {
+                // The rest of one that has been counted, by the database's clock.
+                self.pauses = counted;
+            }
         }
         if pause_changed {
             self.paused_by = PausedBy::AnotherReplica;

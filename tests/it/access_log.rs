@@ -253,7 +253,7 @@ async fn every_answer_has_a_request_id_which_is_the_callers_if_it_is_fit() {
     let gateway = Gateway::with(logging(), &sandbox).await;
     let mut client = gateway.client().await;
     let long = "x".repeat(128);
-    for fit in ["a", "0af7-65/+=@~!", &long] {
+    for fit in ["a", "0af7-65/+=~!", &long] {
         let answer = client.add_respondent(with_id(request("k"), fit)).await.unwrap();
         assert_eq!(id(answer.metadata()), fit);
     }

@@ -729,6 +729,46 @@ async fn a_flood_of_one_caller_does_not_keep_another_waiting() {
     }
 }
 
+#[tokio::test]
+async fn what_a_caller_is_refused_is_in_its_access_line() {
+    let sandbox = surveylab().await;
+    let billing = token();
+    let file = File::with(&[block(
+        "billing",
+        &[&billing],
+        &format!("collectors = [\"{COLLECTOR}\"]"),
+    )]);
+    let options = Options::new().flag("--callers", file.path()).flag("--access-log", "on");
+    let gateway = Gateway::with(options, &sandbox).await;
+    let client = gateway.client().await;
+    let items = [in_collector(OTHER, "a"), request("b"), in_collector(OTHER, "c")];
+    let stream = by(&billing, tokio_stream::iter(items));
+    let mut results = client.clone().stream_add_respondent(stream).await.unwrap().into_inner();
+    while results.message().await.unwrap().is_some() {}
+    assert_forbidden(list(&client, &billing, COLLECTOR).await);
+    for (method, facts) in [
+        (
+            "StreamAddRespondent",
+            [("items", 3), ("added", 1), ("failed", 2)].as_slice(),
+        ),
+        ("ListInvitations", &[]),
+    ] {
+        let is_its = |line: &serde_json::Value| line["target"] == "access" && line["method"] == method;
+        let of_it = || {
+            let log = gateway.log();
+            log.lines()
+                .filter_map(|line| serde_json::from_str(line).ok())
+                .find(is_its)
+        };
+        until(method, async || of_it().is_some()).await;
+        let line = of_it().unwrap();
+        assert_eq!(line["caller"], "billing", "{line}");
+        for (name, value) in facts {
+            assert_eq!(line[name], *value, "{line}");
+        }
+    }
+}
+
 /// A gateway that has refused a caller what it may not do.
 pub async fn refusing(sandbox: &Sandbox) -> Gateway {
     let token = token();

@@ -133,6 +133,20 @@ async fn bad_items_get_errors_of_their_own_and_end_nothing() {
 }
 
 #[tokio::test]
+async fn a_result_repeats_no_crk_that_can_not_be_one() {
+    let sandbox = surveylab().await;
+    let gateway = Gateway::start(&sandbox).await;
+    let client = gateway.client().await;
+    let items = vec![request(&"x".repeat(64)), request(&"x".repeat(100_000))];
+    let mut results = open(&client, items).await;
+    for _ in 0..2 {
+        let result = results.message().await.unwrap().unwrap();
+        let length = if result.sequence == 0 { 64 } else { 0 };
+        assert_eq!(result.crk.len(), length);
+    }
+}
+
+#[tokio::test]
 async fn a_request_too_large_to_be_read_ends_the_stream_once_all_before_it_are_answered() {
     let sandbox = surveylab().await;
     let gateway = Gateway::start(&sandbox).await;

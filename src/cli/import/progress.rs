@@ -229,10 +229,17 @@ fn now() -> String {
     humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }
 
+fn to_be_tried_again(rows: usize) -> String {
+    match rows {
+        1 => "1 row is to be tried again".into(),
+        rows => format!("{} rows are to be tried again", grouped(rows as u64)),
+    }
+}
+
 /// What holds the list up, if anything but its own length does.
 fn waits_for(status: Option<&GetStatusResponse>, delayed: usize) -> Option<String> {
     let Some(status) = status else {
-        return (delayed > 0).then(|| format!("{} rows are to be tried again", grouped(delayed as u64)));
+        return (delayed > 0).then(|| to_be_tried_again(delayed));
     };
     let pause = status.pause.and_then(|pause| Duration::try_from(pause).ok());
     if let Some(pause) = pause {
@@ -250,7 +257,7 @@ fn waits_for(status: Option<&GetStatusResponse>, delayed: usize) -> Option<Strin
         ServingState::Serving | ServingState::Unspecified => {}
     }
     if delayed > 0 {
-        return Some(format!("{} rows are to be tried again", grouped(delayed as u64)));
+        return Some(to_be_tried_again(delayed));
     }
     if status.learned_rate < status.configured_rate {
         return Some(format!(

@@ -5,8 +5,9 @@ use std::{sync::atomic::Ordering, time::Duration};
 use tokio::time::sleep;
 
 use super::{
-    super::{Answer, is_of_another, known, ledger_unavailable, reused},
+    super::{Answer, breaker::TurnedAway, is_of_another, known, ledger_unavailable, reused},
     Trip,
+    waits::Attempts,
 };
 use crate::{
     clock::Timestamp,
@@ -88,10 +89,25 @@ impl Trip {
     /// What the ledger knows of a key that is not to be claimed, or can't be, where it was not asked before. A claim that is
     /// there all the same is this flight's own, whose making could not be told.
     pub(super) async fn known_without_a_claim(&self, doubt: Doubt) -> Option<Answer> {
-        let flight = &self.landing.flight;
-        if flight.progress.borrow().is_decided() {
+        if self.landing.flight.progress.borrow().is_decided() {
             return None;
         }
+        self.known_now(doubt).await
+    }
+
+    /// What the breaker's refusal comes to: what the ledger knows of the key goes before it.
+    pub(super) async fn turned_away(&self, away: TurnedAway, attempts: &Attempts) -> Answer {
+        let doubt = self.core.in_flight.doubt(&self.landing.flight);
+        let known = match attempts.elsewhere {
+            // Another process had it claimed, and may have had an answer since.
+            Some(_) => self.known_now(doubt).await,
+            None => self.known_without_a_claim(doubt).await,
+        };
+        known.unwrap_or_else(|| Err(attempts.turned_away(away)))
+    }
+
+    async fn known_now(&self, doubt: Doubt) -> Option<Answer> {
+        let flight = &self.landing.flight;
         let record = self.core.ledger.look_up(&flight.key).await.ok()?;
         known(
             record.filter(|record| record.state != State::Pending).as_ref(),

@@ -1,6 +1,9 @@
 //! What a flight waits for: its turn, the time between two attempts, another process.
 
-use futures_util::{FutureExt as _, future::Fuse};
+use futures_util::{
+    FutureExt as _,
+    future::{Fuse, FusedFuture as _},
+};
 use tokio::{pin, select, time::sleep};
 
 use super::{
@@ -50,13 +53,15 @@ impl Trip {
                     () = flight.improved.notified() => {
                         let better = self.terms()?;
                         // Only a better lane is worth the place in a queue.
-                        if better.queue != terms.queue || (joined.is_some() && better.second != joined) {
+                        if better.queue != terms.queue {
                             break None;
                         }
-                        if let (None, Some(queue)) = (joined, better.second) {
+                        if better.second != joined
+                            && let Some(queue) = better.second
+                        {
+                            places += usize::from(second.is_terminated());
                             joined = better.second;
                             second = place(queue, better.until);
-                            places += 1;
                         }
                         continue;
                     }

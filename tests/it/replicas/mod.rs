@@ -127,6 +127,30 @@ async fn a_twin_that_fails_elsewhere_leaves_the_key_to_who_waits() {
 }
 
 #[tokio::test]
+async fn an_open_breaker_does_not_hide_what_a_twin_came_to_elsewhere() {
+    let group = Group::of(2, options().flag("--breaker-after", 2)).await;
+    let gate = Gate::new();
+    group.sandbox.add_fault(Fault::hold(&gate).for_crk("k"));
+    group.sandbox.add_fault(Fault::status(401).for_crk_prefix("refused"));
+    let clients = group.clients().await;
+    let first = calling(&clients[1], "k");
+    group.sandbox.wait_for_requests(1).await;
+    for crk in ["refused1", "refused2", "refused3"] {
+        let error = calling(&clients[0], crk).await.unwrap().unwrap_err();
+        assert_eq!(error.reason, "SURVEYLAB_UNAUTHORIZED");
+    }
+    assert_eq!(group.sandbox.report().requests, 3, "the breaker is open");
+    let second = calling(&clients[0], "k");
+    until("the second call waits", async || {
+        group.database.sql("SELECT count(*) FROM pending WHERE watched") == "1"
+    })
+    .await;
+    gate.release();
+    assert_eq!(soon(first).await.unwrap().unwrap(), Outcome::Added);
+    assert_eq!(soon(second).await.unwrap().unwrap(), Outcome::Duplicate);
+}
+
+#[tokio::test]
 async fn what_a_dead_replica_had_on_the_wire_is_in_doubt_once_its_lease_is_over() {
     let mut group = Group::of(2, options()).await;
     group.sandbox.add_fault(Fault::hang());
