@@ -34,7 +34,7 @@ def settings(binary):
     """All environment variables that the program's help names."""
     texts = [subprocess.run([binary, command, "--help"], check=True, capture_output=True, text=True, env={}).stdout
              for command in ("serve", "healthcheck")]
-    return set(re.findall(r"\[env: ([A-Z_]+)", "".join(texts)))
+    return set(re.findall(r"\[env:\s+([A-Z_]+)", "".join(texts)))
 
 
 def default_drain(binary):
