@@ -82,8 +82,13 @@ pub fn init(format: Option<LogFormat>, access: AccessLog) -> Result<Telemetry, E
         let lines = if details { LINES_OF_ITEMS } else { LINES_OF_CALLS };
         ACCESS_LINES.store(lines, Ordering::Relaxed);
     }
+    let registry = tracing_subscriber::registry().with(log);
+    // A `None` is no filtered layer, but one that wants everything: each span of the HTTP server would be made for it.
     // An error means that a logger is there already, which is as good.
-    let _already = tracing_subscriber::registry().with(log).with(access).try_init();
+    let _already = match access {
+        Some(access) => registry.with(access).try_init(),
+        None => registry.try_init(),
+    };
     Ok(Telemetry { lines, export })
 }
 
