@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
@@ -110,8 +111,11 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
             loop {
                 every.tick().await;
                 let reloaded = self.clone();
-                // A file system may hang; then this waits, and nothing else does.
-                let _panicked = spawn_blocking(move || reloaded.look()).await;
+                // A file system may hang; then this waits, and nothing else does. Where no thread can be had it panics, and the
+                // next look may have one.
+                if let Ok(look) = catch_unwind(AssertUnwindSafe(|| spawn_blocking(move || reloaded.look()))) {
+                    let _panicked = look.await;
+                }
             }
         };
         let _stopped = stop.run_until_cancelled(work).await;

@@ -1,7 +1,7 @@
 //! The status page: what it is told, what a browser is told about it, and that it lives while things are bad. How it looks and
 //! moves is tested in a browser: tests/page.sh.
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{path::Path, process::Command};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty};
@@ -428,7 +428,6 @@ async fn a_ledger_that_is_away_is_told_in_words() {
     .await;
     relay.turn_to(([127, 0, 0, 1], database.server.port).into());
     until("it serves again", async || {
-        tokio::time::sleep(Duration::from_millis(50)).await;
         status(&gateway).await["condition"]["state"] == "serving"
     })
     .await;
