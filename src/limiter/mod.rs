@@ -63,7 +63,8 @@ pub struct Settings {
     pub rested: Duration,
     /// Permits out at once.
     pub max_in_flight: usize,
-    /// Requests waiting at once.
+    /// Requests waiting at once. Where so many wait, a payer's are still taken up to its part of them, so that nobody fills
+    /// the queue for others; all parts together are twice as many at most.
     pub max_queue: usize,
 }
 
@@ -209,7 +210,8 @@ impl Limiter {
         if self.is_free(&state, now) && until.is_none_or(|until| now <= until) {
             return Ok(Entered::Given(self.give(&mut state, came, now)));
         }
-        if state.waiters.len() >= self.shared.settings.max_queue {
+        let max_queue = self.shared.settings.max_queue;
+        if state.waiters.len() >= max_queue && state.waiters.has_its_part(queue.payer, max_queue) {
             // There may be tokens, and no places in flight: then nobody knows how long it takes.
             let after = (state.expected(state.waiters.len(), now) - now).max(self.period());
             return Err(Refused::QueueFull { after });

@@ -9,8 +9,9 @@ const REST_MIN: f64 = 0.01;
 
 /// Whose part of the rate a request is paid from: a caller's own share, or what the shares leave.
 ///
-/// A share says how the permits are divided while there are not enough for all; it is no upper bound. All payers without a
-/// share are one group, whose requests go in the order of their [`Lane`]s, whoever pays for them.
+/// A share says how the permits, and the places to wait for them, are divided while there are not enough for all; it is no
+/// upper bound. All payers without a share are one group, whose requests go in the order of their [`Lane`]s, whoever pays for
+/// them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Payer {
     /// `None` is nobody in particular.
@@ -65,6 +66,12 @@ impl Payer {
     pub(super) fn price(self) -> u64 {
         self.price
     }
+
+    /// Its part of what is shared out as the rate is, rounded up.
+    pub(super) fn part_of(self, whole: usize) -> usize {
+        let part = (whole as u128 * u128::from(UNIT)).div_ceil(self.price.into());
+        usize::try_from(part).unwrap_or(usize::MAX)
+    }
 }
 
 /// Where a request waits: whose it is, and in which of its payer's lanes.
@@ -95,6 +102,14 @@ mod tests {
         assert_eq!(Payer::new(2, None, 0.75).price(), 4 * UNIT);
         assert_eq!(Payer::new(2, None, 0.0).price(), UNIT);
         assert_eq!(Payer::new(2, None, 1.5).price(), 100 * UNIT);
+    }
+
+    #[test]
+    fn a_part_is_a_share_and_never_nothing() {
+        for (share, part) in [(1.0, 10), (0.25, 3), (0.1, 1), (0.000_001, 1)] {
+            assert_eq!(Payer::new(1, Some(share), share).part_of(10), part, "{share}");
+        }
+        assert_eq!(Payer::ANONYMOUS.part_of(usize::MAX), usize::MAX);
     }
 
     #[test]

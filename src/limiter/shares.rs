@@ -112,6 +112,13 @@ impl<W> Shares<W> {
         nobodys.into_iter().chain(known).collect()
     }
 
+    /// Does this payer's group have so many places as it has a part of `all`?
+    pub fn has_its_part(&self, payer: Payer, all: usize) -> bool {
+        let own = payer.own();
+        let group = self.groups().find(|group| group.own == own);
+        group.map_or(0, |group| group.lanes.len()) >= payer.part_of(all)
+    }
+
     pub fn push(&mut self, queue: Queue, waiter: W) -> Ticket {
         if self.len == 0 {
             // Nobody was kept waiting by anybody: all begin anew.

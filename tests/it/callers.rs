@@ -730,6 +730,50 @@ async fn a_flood_of_one_caller_does_not_keep_another_waiting() {
 }
 
 #[tokio::test]
+async fn a_flood_of_one_caller_does_not_fill_the_queue_for_another() {
+    let sandbox = surveylab().await;
+    let [newsletter, billing] = [token(), token()];
+    let file = File::with(&[
+        block("newsletter", &[&newsletter], "share = \"20%\""),
+        block("billing", &[&billing], ""),
+    ]);
+    let options = Options::new()
+        .flag("--rate", "1/h")
+        .flag("--burst", 1)
+        .flag("--max-queue", 10)
+        .flag("--callers", file.path());
+    let gateway = Gateway::with(options, &sandbox).await;
+    // One is sent and ten wait; then there is room for billing's four fifths of ten.
+    let _streams = [
+        fill_queue(&gateway, &newsletter, "n", 9).await,
+        fill_queue(&gateway, &billing, "b", 12).await,
+    ];
+    assert_eq!(metric(&gateway, "waiting_requests", "lane=\"stream\"").await, 18.0);
+}
+
+/// Sends a list of 20, of which so many are refused. It stays open while what is returned lives.
+async fn fill_queue(gateway: &Gateway, token: &Token, name: &str, refused: usize) -> impl Sized {
+    let (sender, list) = mpsc::channel(20);
+    for key in 0..20 {
+        sender.send(request(&format!("{name}{key}"))).await.unwrap();
+    }
+    let mut client = gateway.client().await;
+    let results = client.stream_add_respondent(by(token, ReceiverStream::new(list))).await;
+    let mut results = results.unwrap().into_inner();
+    let mut seen = 0;
+    while seen < refused {
+        match item(soon(results.message()).await.unwrap().unwrap()).1 {
+            Ok(added) => assert_eq!(added.outcome(), Outcome::Added),
+            Err(error) => {
+                assert_eq!(error.reason, "QUEUE_FULL");
+                seen += 1;
+            }
+        }
+    }
+    (sender, results)
+}
+
+#[tokio::test]
 async fn what_a_caller_is_refused_is_in_its_access_line() {
     let sandbox = surveylab().await;
     let billing = token();

@@ -68,6 +68,23 @@ async fn nobody_waits_for_a_batch_of_ten_thousand(lane: Lane) {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_flood_leaves_everybody_else_their_part_of_the_queue() {
+    let limiter = start(Settings {
+        max_queue: 10,
+        ..settings("1/s", 1)
+    });
+    drop(take(&limiter, Lane::Unary).await);
+    let [flood, team, other] = [(1, Some(0.1)), (2, Some(0.25)), (3, None)].map(|(id, share)| Payer::new(id, share, 0.35));
+    // A flood takes all that nobody else wants, and then no more.
+    for (payer, part) in [(flood, 10), (team, 3), (other, 7)] {
+        let _gets = batch(&limiter, payer, Lane::Unary, part).await;
+        let refused = timeout(ms(1), limiter.acquire(item(payer), None)).await;
+        assert!(matches!(refused, Ok(Err(Refused::QueueFull { .. }))), "{payer:?}");
+    }
+    assert_eq!(limiter.snapshot().waiting_unary, 20);
+}
+
+#[tokio::test(start_paused = true)]
 async fn while_both_have_work_each_gets_its_share_and_the_rate_is_used_up() {
     let limiter = start(settings("100/s", 5));
     let (payer, other) = callers();
