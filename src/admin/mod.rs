@@ -24,7 +24,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    dispatch::Dispatcher,
+    dispatch::{Dispatcher, Serving},
     grpc::Streams,
     metrics,
     socket::{self, Socket},
@@ -130,8 +130,10 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
 
 /// Ready while a call could be sent: not shutting down, and the ledger can write.
 async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
-    match admin.dispatcher.ready().await {
-        Ok(()) => (StatusCode::OK, "ready\n".into()),
-        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
-    }
+    let why = match admin.dispatcher.standing().await.serving {
+        Serving::Yes => return (StatusCode::OK, "ready\n".into()),
+        Serving::Draining => "shutting down".into(),
+        Serving::LedgerUnavailable(why) => why,
+    };
+    (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n"))
 }

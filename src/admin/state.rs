@@ -159,7 +159,7 @@ impl Status {
             now_ms: about.clock.timestamp().0 / 1000,
             uptime_ms: millis(admin.history.uptime()),
             limiter: Limits::of(&standing.limiter),
-            condition: Condition::of(standing, admin.dispatcher.breaker()),
+            condition: Condition::of(standing),
             sample_every_ms: millis(super::history::EVERY),
             samples,
             running,
@@ -172,7 +172,7 @@ impl Status {
 
 impl Condition {
     /// What keeps requests from going out; of several things the one that outlasts the others.
-    fn of(standing: Standing, breaker: Option<BreakerStanding>) -> Self {
+    fn of(standing: Standing) -> Self {
         let because = |state, why| Self {
             state,
             why: Some(why),
@@ -192,7 +192,7 @@ impl Condition {
                     },
                 )
             },
-            Serving::Yes if let Some(breaker) = &breaker => Self {
+            Serving::Yes if let Some(breaker) = &standing.breaker => Self {
                 left_ms: Some(millis(breaker.next_probe)),
                 ..because(Name::BreakerOpen, refusals(breaker))
             },

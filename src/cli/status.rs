@@ -14,10 +14,14 @@ use tonic::{Status, transport::Channel};
 use super::{
     Exit,
     client::{Client, ClientArgs, Output, error_json, error_text, report, time_text, wrong},
+    figures::{grouped, rates, span_text},
     output::{fail, say},
 };
 use crate::{
-    proto::{GetStatusRequest, GetStatusResponse, ServingState, invitation_service_client::InvitationServiceClient},
+    proto::{
+        GetStatusRequest, GetStatusResponse, OpenBreaker, ServingState,
+        invitation_service_client::InvitationServiceClient,
+    },
     shutdown,
 };
 
@@ -186,6 +190,17 @@ fn status_json(status: &GetStatusResponse) -> Value {
         "streamWaitSeconds": span(status.stream_wait).as_secs_f64(),
         "ledger": status.ledger,
         "sandbox": status.sandbox,
+        "breaker": status.breaker.as_ref().map(breaker_json),
+    })
+}
+
+fn breaker_json(breaker: &OpenBreaker) -> Value {
+    json!({
+        "reason": breaker.reason,
+        "refusals": breaker.refusals,
+        "collectorId": breaker.collector_id,
+        "since": time_text(breaker.since),
+        "nextProbeSeconds": span(breaker.next_probe).as_secs_f64(),
     })
 }
 
@@ -201,19 +216,24 @@ fn lines(status: &GetStatusResponse, now: SystemTime) -> Vec<String> {
     if status.sandbox {
         lines.push("sandbox: no request reaches SurveyLab, no e-mail is sent".into());
     }
+    if let Some(breaker) = &status.breaker {
+        lines.push(refusals(breaker));
+    }
     let pause = span(status.pause);
     if !pause.is_zero() {
         lines.push(format!("paused for {}: SurveyLab answered 429", span_text(pause)));
     }
     lines.push(format!(
-        "{}; {} of {} tokens there",
+        "{}; {} of {} tokens available",
         rates(status.configured_rate, status.learned_rate),
         status.tokens_available.floor(),
         status.burst
     ));
     lines.push(format!(
-        "waiting: {} unary, {} of streams; room for {}",
-        status.waiting_unary, status.waiting_streams, status.max_queue
+        "waiting: {} unary, {} from streams; at most {}",
+        grouped(status.waiting_unary),
+        grouped(status.waiting_streams),
+        grouped(status.max_queue)
     ));
     lines.push(format!(
         "wait by the rate: {} for a unary call, {} for an item of a new stream",
@@ -234,48 +254,22 @@ fn lines(status: &GetStatusResponse, now: SystemTime) -> Vec<String> {
     lines
 }
 
-/// Both in the unit that suits the configured one.
-fn rates(configured: f64, learned: f64) -> String {
-    let (unit, per_unit) = if configured >= 1.0 {
-        ("s", 1.0)
-    } else if configured * 60.0 >= 1.0 {
-        ("m", 60.0)
-    } else {
-        ("h", 3600.0)
+/// Why calls fail without a request.
+fn refusals(breaker: &OpenBreaker) -> String {
+    let of = match &*breaker.collector_id {
+        "" => String::new(),
+        id => format!(" for collector {id}"),
     };
-    let rate = |per_second: f64| format!("{}/{unit}", (per_second * per_unit * 100.0).round() / 100.0);
-    let (configured, learned) = (rate(configured), rate(learned));
-    if learned == configured {
-        format!("rate {configured}")
-    } else {
-        format!("rate {configured}, learned {learned}")
-    }
+    format!(
+        "nothing but probes is sent{of}: SurveyLab refused {} requests in a row, {}; next probe in {}",
+        grouped(breaker.refusals.into()),
+        breaker.reason,
+        span_text(span(breaker.next_probe))
+    )
 }
 
 fn span(span: Option<prost_types::Duration>) -> Duration {
     span.and_then(|span| span.try_into().ok()).unwrap_or_default()
-}
-
-/// With as many digits as a person wants, rounded up: what is left is never told too short.
-fn span_text(span: Duration) -> String {
-    let tenths = span.as_millis().div_ceil(100);
-    if tenths < 100 {
-        return match (tenths / 10, tenths % 10) {
-            (whole, 0) => format!("{whole} s"),
-            (whole, tenth) => format!("{whole}.{tenth} s"),
-        };
-    }
-    let seconds = span.as_millis().div_ceil(1000);
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
-    if days > 0 {
-        format!("{days} d {} h", hours % 24)
-    } else if hours > 0 {
-        format!("{hours} h {} min", minutes % 60)
-    } else if minutes > 0 {
-        format!("{minutes} min {} s", seconds % 60)
-    } else {
-        format!("{seconds} s")
-    }
 }
 
 #[cfg(test)]
@@ -309,8 +303,8 @@ mod tests {
             lines(&quiet(now), now),
             [
                 "serving",
-                "rate 2/s; 4 of 5 tokens there",
-                "waiting: 0 unary, 0 of streams; room for 1000",
+                "rate 2/s; 4 of 5 tokens available",
+                "waiting: 0 unary, 0 from streams; at most 1 000",
                 "wait by the rate: 0 s for a unary call, 0 s for an item of a new stream",
                 "in flight: 0 of 32",
                 "open streams: 0",
@@ -329,57 +323,32 @@ mod tests {
             pause: proto_span(Duration::from_millis(11_200)),
             learned_rate: 1.4,
             tokens_available: 0.0,
+            breaker: Some(OpenBreaker {
+                reason: "SURVEYLAB_BAD_REQUEST".into(),
+                refusals: 21,
+                collector_id: "8379".into(),
+                since: Some(now.into()),
+                next_probe: proto_span(Duration::from_millis(4_300)),
+            }),
             // A clock that is ahead.
             started_at: Some((now + Duration::from_secs(60)).into()),
             ..quiet(now)
         };
         let lines = lines(&status, now);
         assert_eq!(
-            lines[..4],
+            lines[..5],
             [
                 "nothing is sent: the ledger is unavailable: disk full",
                 "sandbox: no request reaches SurveyLab, no e-mail is sent",
+                "nothing but probes is sent for collector 8379: SurveyLab refused 21 requests in a row, SURVEYLAB_BAD_REQUEST; next probe in 4.3 s",
                 "paused for 12 s: SurveyLab answered 429",
-                "rate 2/s, learned 1.4/s; 0 of 5 tokens there",
+                "rate 2/s, learned 1.4/s; 0 of 5 tokens available",
             ]
         );
         assert_eq!(
             lines.last().map(String::as_str),
             Some("version 1.2.3, ledger sqlite, up 0 s")
         );
-    }
-
-    #[test]
-    fn rates_are_told_in_a_unit_that_suits_them() {
-        for (configured, learned, text) in [
-            (2.0, 2.0, "rate 2/s"),
-            (3.0, 2.1, "rate 3/s, learned 2.1/s"),
-            (1.0, 0.7, "rate 1/s, learned 0.7/s"),
-            (0.5, 0.35, "rate 30/m, learned 21/m"),
-            (1000.0 / 3600.0, 1000.0 / 3600.0, "rate 16.67/m"),
-            (1.0 / 3600.0, 0.7 / 3600.0, "rate 1/h, learned 0.7/h"),
-            (100_000.0, 100_000.0, "rate 100000/s"),
-        ] {
-            assert_eq!(rates(configured, learned), text);
-        }
-    }
-
-    #[test]
-    fn spans_are_told_with_few_digits_and_never_too_short() {
-        for (millis, text) in [
-            (0, "0 s"),
-            (1, "0.1 s"),
-            (4_500, "4.5 s"),
-            (9_900, "9.9 s"),
-            (9_901, "10 s"),
-            (11_001, "12 s"),
-            (59_001, "1 min 0 s"),
-            (185_000, "3 min 5 s"),
-            (7_380_000, "2 h 3 min"),
-            (266_400_000, "3 d 2 h"),
-        ] {
-            assert_eq!(span_text(Duration::from_millis(millis)), text, "{millis}");
-        }
     }
 
     #[test]

@@ -321,11 +321,6 @@ impl Dispatcher {
         self.core.in_flight.committed()
     }
 
-    /// How the breaker stands, if calls fail because SurveyLab refuses every request.
-    pub fn breaker(&self) -> Option<BreakerStanding> {
-        self.core.breaker.standing()
-    }
-
     async fn lead(&self, lead: Lead, call: &Call) -> Option<Answer> {
         let Lead { seat, landing } = lead;
         if let Some(trail) = &call.trail {

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::{sync::watch, time::timeout_at};
 
-use super::{Core, Dispatcher};
+use super::{Core, Dispatcher, breaker::BreakerStanding};
 use crate::{clock::Instant, limiter::Snapshot};
 
 /// How long the ledger may take to say that it can write. Who asks while it has been silent for longer gets an answer at
@@ -20,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub struct Standing {
     pub serving: Serving,
     pub limiter: Snapshot,
+    /// Is there while calls fail because SurveyLab refuses every request.
+    pub breaker: Option<BreakerStanding>,
 }
 
 /// Could a request go out, as far as this process decides it?
@@ -46,20 +48,13 @@ struct Check {
 }
 
 impl Dispatcher {
-    /// Could a request go out now? Waits for the ledger as long as it takes.
-    pub async fn ready(&self) -> Result<(), String> {
-        if self.core.closing.is_cancelled() {
-            return Err("shutting down".into());
-        }
-        self.core.ledger.check().await.map_err(|error| error.to_string())
-    }
-
     /// How it stands now. Ends within a second or so, whatever the ledger does.
     pub async fn standing(&self) -> Standing {
         let serving = self.serving().await;
         Standing {
             serving,
             limiter: self.core.limiter.snapshot(),
+            breaker: self.core.breaker.standing(),
         }
     }
 

@@ -35,6 +35,10 @@ impl Access {
         }
     }
 
+    pub fn may_use(&self, collector_id: &str) -> bool {
+        self.0.as_ref().is_none_or(|(_, caller)| caller.may_use(collector_id))
+    }
+
     /// May the caller use this collector? None at all (`""`) means all of them.
     pub fn collector(&self, method: Method, collector_id: &str) -> Result<(), Status> {
         match &self.0 {

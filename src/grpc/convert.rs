@@ -7,7 +7,7 @@ use prost_types::{Duration as ProtoDuration, Timestamp as ProtoTimestamp};
 use super::{page_token, service::About, status};
 use crate::{
     clock::Timestamp,
-    dispatch::{Added, Outcome, Serving, Standing},
+    dispatch::{Added, BreakerStanding, Outcome, Serving, Standing},
     invitation::{Invitation, Key, Respondent, Violation, collector_id, violations_of_key},
     ledger::{Doubt, Query, Record, Resolution, State},
     proto,
@@ -156,7 +156,11 @@ fn state(state: State) -> proto::InvitationState {
 }
 
 pub fn standing(about: About, open_streams: usize, standing: Standing) -> proto::GetStatusResponse {
-    let Standing { serving, limiter } = standing;
+    let Standing {
+        serving,
+        limiter,
+        breaker,
+    } = standing;
     let (state, state_reason) = match serving {
         Serving::Yes => (proto::ServingState::Serving, String::new()),
         Serving::Draining => (proto::ServingState::Draining, "shutting down".into()),
@@ -182,6 +186,17 @@ pub fn standing(about: About, open_streams: usize, standing: Standing) -> proto:
         stream_wait: Some(span(limiter.stream_wait)),
         ledger: about.ledger.into(),
         sandbox: about.sandbox,
+        breaker: breaker.map(open_breaker),
+    }
+}
+
+fn open_breaker(breaker: BreakerStanding) -> proto::OpenBreaker {
+    proto::OpenBreaker {
+        reason: breaker.reason.as_str().into(),
+        refusals: breaker.refusals,
+        collector_id: breaker.collector_id.unwrap_or_default(),
+        since: Some(timestamp(breaker.since)),
+        next_probe: Some(span(breaker.next_probe)),
     }
 }
 

@@ -300,10 +300,15 @@ impl InvitationService for Service {
 
     async fn get_status(
         &self,
-        _: Request<proto::GetStatusRequest>,
+        request: Request<proto::GetStatusRequest>,
     ) -> Result<Response<proto::GetStatusResponse>, Status> {
         let begin = self.clock.now();
-        let standing = self.dispatcher.standing().await;
+        let access = self.access(&request)?;
+        let mut standing = self.dispatcher.standing().await;
+        standing.breaker.take_if(|breaker| {
+            let collector = breaker.collector_id.as_deref();
+            collector.is_some_and(|id| !access.may_use(id))
+        });
         let answer = convert::standing(self.about, self.streams.open(), standing);
         counted(Method::Status, begin, Ok(answer))
     }

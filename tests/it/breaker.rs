@@ -9,9 +9,10 @@ use surveylab_gateway::{
 use tonic::Code;
 
 use crate::{
+    status::status,
     support::{
         Error, Gateway, Options, added,
-        call::{Client, add, state, stream},
+        call::{COLLECTOR, Client, add, state, stream},
         gateway::{TOKEN, surveylab},
         request,
         watch::{metric, until},
@@ -68,6 +69,11 @@ async fn after_twenty_refusals_calls_fail_without_a_request_until_one_is_taken()
     assert!(error.message.contains("the last 20 answers said so"), "{error:?}");
     assert_eq!(state(&client, "k-20").await, None);
     assert_eq!(metric(&gateway, "breaker_open", "").await, 1.0);
+    let breaker = status(&client).await.breaker.unwrap();
+    assert_eq!((&*breaker.reason, breaker.refusals), ("SURVEYLAB_UNAUTHORIZED", 20));
+    assert_eq!(breaker.collector_id, "");
+    assert!(breaker.since.is_some());
+    assert!(Duration::try_from(breaker.next_probe.unwrap()).unwrap() <= Duration::from_secs(60));
 
     // What SurveyLab need not be asked for is answered as ever.
     assert_eq!(added(&client, request("before")).await, Outcome::Duplicate);
@@ -97,6 +103,7 @@ async fn after_twenty_refusals_calls_fail_without_a_request_until_one_is_taken()
     sandbox.clear_faults();
     until_added(&client, "k-20").await;
     assert_eq!(metric(&gateway, "breaker_open", "").await, 0.0);
+    assert_eq!(status(&client).await.breaker, None);
     assert_eq!(added(&client, request("after")).await, Outcome::Added);
     for line in [
         "SurveyLab refuses every request: calls fail",
@@ -126,6 +133,7 @@ async fn bad_requests_for_one_collector_turn_away_that_one_and_with_a_second_all
     let (sent, error) = until_turned_away(&client, "k").await;
     assert_eq!(sent, 20);
     assert_is_turned_away(&error, Code::InvalidArgument, "SURVEYLAB_BAD_REQUEST");
+    assert_eq!(status(&client).await.breaker.unwrap().collector_id, COLLECTOR);
     let error = add(&client, other("k")).await.unwrap_err();
     assert_eq!((error.sent(), &*error.reason), ("yes", "SURVEYLAB_BAD_REQUEST"));
     let error = add(&client, other("k")).await.unwrap_err();

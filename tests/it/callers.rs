@@ -6,8 +6,8 @@ use hyper::{Request as HttpRequest, header::HeaderValue};
 use surveylab_gateway::{
     callers::Token,
     proto::{
-        AddRespondentRequest, AddRespondentResponse, GetInvitationRequest, GetStatusRequest, Invitation,
-        ListInvitationsRequest, ListInvitationsResponse, Outcome, Resolution, ResolveInvitationRequest,
+        AddRespondentRequest, AddRespondentResponse, GetInvitationRequest, GetStatusRequest, GetStatusResponse,
+        Invitation, ListInvitationsRequest, ListInvitationsResponse, Outcome, Resolution, ResolveInvitationRequest,
     },
     sandbox::{Fault, Sandbox},
 };
@@ -127,10 +127,8 @@ async fn resolve(client: &Client, token: &Token, collector_id: &str) -> Result<I
     answer(client.clone().resolve_invitation(by(token, message))).await
 }
 
-async fn status(client: &Client, token: &Token) -> Result<(), Error> {
-    answer(client.clone().get_status(by(token, GetStatusRequest {})))
-        .await
-        .map(|_| ())
+async fn status(client: &Client, token: &Token) -> Result<GetStatusResponse, Error> {
+    answer(client.clone().get_status(by(token, GetStatusRequest {}))).await
 }
 
 fn assert_forbidden<T: std::fmt::Debug>(answer: Result<T, Error>) {
@@ -271,6 +269,28 @@ async fn each_caller_has_its_methods_and_its_collectors_and_no_others() {
     assert_eq!(forbidden("caller=\"narrow\",method=\"AddRespondent\"").await, 2.0);
     assert_eq!(forbidden("").await, 14.0);
     assert!(gateway.log().contains("a caller was refused what it may not do"));
+}
+
+#[tokio::test]
+async fn a_breaker_of_a_collector_is_told_to_those_who_may_use_it() {
+    let sandbox = surveylab().await;
+    sandbox.add_fault(Fault::status(400));
+    let [broad, narrow] = [token(), token()];
+    let file = File::with(&[
+        block("broad", &[&broad], ""),
+        block("narrow", &[&narrow], &format!("collectors = [\"{COLLECTOR}\"]")),
+    ]);
+    let options = Options::new().flag("--breaker-after", 1).flag("--callers", file.path());
+    let gateway = Gateway::with(options, &sandbox).await;
+    let client = gateway.client().await;
+    for (collector, told) in [(OTHER, [Some(OTHER), None]), (COLLECTOR, [Some(""); 2])] {
+        let refused = add(&client, &broad, in_collector(collector, "k")).await.unwrap_err();
+        assert_eq!(refused.reason, "SURVEYLAB_BAD_REQUEST");
+        for (token, told) in [&broad, &narrow].into_iter().zip(told) {
+            let breaker = status(&client, token).await.unwrap().breaker;
+            assert_eq!(breaker.as_ref().map(|breaker| &*breaker.collector_id), told);
+        }
+    }
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use crate::support::{
     watch::{metric, soon, until, until_waiting},
 };
 
-async fn status(client: &Client) -> GetStatusResponse {
+pub async fn status(client: &Client) -> GetStatusResponse {
     soon(client.clone().get_status(GetStatusRequest {}))
         .await
         .unwrap()
@@ -217,7 +217,7 @@ async fn the_command_tells_people_lines_and_programs_json() {
     let (code, stdout, stderr) = command(&gateway, &[]).await;
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
     let lines: Vec<&str> = stdout.lines().collect();
-    assert_eq!(lines[..2], ["serving", "rate 2/s; 4 of 5 tokens there"]);
+    assert_eq!(lines[..2], ["serving", "rate 2/s; 4 of 5 tokens available"]);
     let version = format!("version {}, ledger memory, up ", env!("CARGO_PKG_VERSION"));
     assert!(lines.last().is_some_and(|line| line.starts_with(&version)), "{stdout}");
 

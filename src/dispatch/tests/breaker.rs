@@ -35,10 +35,10 @@ async fn after_twenty_refusals_calls_fail_at_once_and_touch_nothing() {
         (Some(20), Some(ms(5_000)))
     );
     assert_eq!((world.requests(), world.state("k").await), (20, None));
-    assert!(world.dispatcher.breaker().is_some());
+    assert!(world.dispatcher.core.breaker.standing().is_some());
     sleep(ms(5_000)).await;
     assert!(is_added(&world.add("k").await));
-    assert_eq!(world.dispatcher.breaker(), None);
+    assert_eq!(world.dispatcher.core.breaker.standing(), None);
     assert!(is_added(&world.add("others").await));
 }
 

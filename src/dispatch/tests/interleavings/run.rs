@@ -215,7 +215,7 @@ async fn settle_down(process: &mut Process, end: &mut End) {
     process.answered(end).await;
     // A request takes up to 30 s, and 5 attempts of it some more for what SurveyLab asks to wait.
     sleep(Duration::from_secs(600)).await;
-    if process.dispatcher.breaker().is_some() {
+    if process.dispatcher.core.breaker.standing().is_some() {
         // SurveyLab adds by now; somebody has to ask.
         let request = process.dispatcher.prepare(invitation(MENDS, 0)).unwrap();
         let call = process
@@ -223,7 +223,7 @@ async fn settle_down(process: &mut Process, end: &mut End) {
             .call(request, Doubt::Hold, Lane::Stream(StreamId(0)), None);
         let _told_by_the_next_line = process.dispatcher.add(&call).await;
     }
-    end.turned_away = process.dispatcher.breaker().is_some();
+    end.turned_away = process.dispatcher.core.breaker.standing().is_some();
     let at = process.limiter.snapshot();
     end.waiting = at.waiting_unary + at.waiting_streams;
     end.in_flight = at.in_flight;
