@@ -238,17 +238,16 @@ impl InFlight {
     /// From here on the flight goes on whoever leaves. Tells what to do should the key be in doubt, or `None` if nobody
     /// wanted the flight any more.
     pub fn commit(&self, flight: &Arc<Flight>) -> Option<Doubt> {
-        let doubt = self.with(flight, |seats| {
+        self.with(flight, |seats| {
             seats.committed = true;
+            flight.progress.send_modify(|progress| {
+                *progress = match progress {
+                    Progress::LookingUp => Progress::Claiming,
+                    _ => Progress::OnTheWire,
+                };
+            });
             seats.doubt()
-        })?;
-        flight.progress.send_modify(|progress| {
-            *progress = match progress {
-                Progress::LookingUp => Progress::Claiming,
-                _ => Progress::OnTheWire,
-            };
-        });
-        Some(doubt)
+        })
     }
 
     /// The claim was made, so the key is this flight's.
@@ -284,19 +283,19 @@ impl InFlight {
         true
     }
 
-    fn leave(&self, flight: &Arc<Flight>, doubt: Doubt) {
+    /// Gives a seat back, if the flight is still there and `may` agrees.
+    fn leave(&self, flight: &Arc<Flight>, doubt: Doubt, may: impl FnOnce(&Seats) -> bool) -> bool {
         let mut flights = self.lock();
-        let Some(seats) = flights
-            .get_mut(&flight.key)
-            .filter(|seats| Arc::ptr_eq(&seats.flight, flight))
-        else {
-            return;
+        let seats = flights.get_mut(&flight.key);
+        let Some(seats) = seats.filter(|seats| Arc::ptr_eq(&seats.flight, flight) && may(seats)) else {
+            return false;
         };
         seats.give_back(doubt);
         if seats.callers == 0 && !seats.committed {
             flights.remove(&flight.key);
             flight.abandoned.cancel();
         }
+        true
     }
 
     fn remove(&self, flight: &Arc<Flight>) {
@@ -318,6 +317,7 @@ impl InFlight {
     fn seat(self: &Arc<Self>, flight: &Arc<Flight>, doubt: Doubt) -> Seat {
         Seat {
             doubt,
+            is_taken: true,
             in_flight: self.clone(),
             flight: flight.clone(),
             progress: flight.progress.subscribe(),
@@ -342,6 +342,8 @@ pub enum Observed {
 /// A caller's interest in a flight. Dropping it withdraws the interest.
 pub struct Seat {
     doubt: Doubt,
+    /// Not given back yet.
+    is_taken: bool,
     in_flight: Arc<InFlight>,
     flight: Arc<Flight>,
     progress: watch::Receiver<Progress>,
@@ -373,6 +375,14 @@ impl Seat {
         }
     }
 
+    /// Withdraws the interest while nothing can be on the wire: from then on nothing goes there for this caller. False, and
+    /// nothing done, where something can be, or the flight has ended.
+    pub fn withdraw(&mut self) -> bool {
+        let withdrawn = self.in_flight.leave(&self.flight, self.doubt, |seats| !seats.committed);
+        self.is_taken &= !withdrawn;
+        withdrawn
+    }
+
     /// Exactly one of those who waited for the request has added the respondent.
     fn credit(&self, answer: Answer) -> Answer {
         match answer {
@@ -386,7 +396,9 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.in_flight.leave(&self.flight, self.doubt);
+        if self.is_taken {
+            self.in_flight.leave(&self.flight, self.doubt, |_| true);
+        }
     }
 }
 

@@ -396,23 +396,29 @@ impl Dispatcher {
             });
         }
         // From here on only a request on the wire is worth waiting for, by those who have no deadline.
-        let progress = match deadline {
-            None => seat.off_the_wire().await,
-            Some(deadline) => match timeout_at(deadline, seat.off_the_wire()).await {
-                Ok(progress) => progress,
-                Err(_) => return Some(Err(Failure::new(Reason::DeadlineAfterSend, Sent::Unknown))),
-            },
-        };
-        Some(Err(match progress {
-            Progress::Done(answer) => return Some(answer),
-            Progress::Gone => return None,
-            Progress::Waiting { last: Some(last) } => last,
-            Progress::LookingUp | Progress::Claiming | Progress::Waiting { last: None } | Progress::OnTheWire => {
-                let mut failure = Failure::new(Reason::WaitTooLong, Sent::No).retry_after(LATER);
-                failure.deadline_passed = deadline.is_some();
-                failure
+        loop {
+            let progress = match deadline {
+                None => seat.off_the_wire().await,
+                Some(deadline) => match timeout_at(deadline, seat.off_the_wire()).await {
+                    Ok(progress) => progress,
+                    Err(_) => return Some(Err(Failure::new(Reason::DeadlineAfterSend, Sent::Unknown))),
+                },
+            };
+            let failure = match progress {
+                Progress::Done(answer) => return Some(answer),
+                Progress::Gone => return None,
+                Progress::Waiting { last: Some(last) } => last,
+                Progress::LookingUp | Progress::Claiming | Progress::Waiting { last: None } | Progress::OnTheWire => {
+                    let mut failure = Failure::new(Reason::WaitTooLong, Sent::No).retry_after(LATER);
+                    failure.deadline_passed = deadline.is_some();
+                    failure
+                }
+            };
+            // It may have gone on the wire, or ended, since: then there is more to tell.
+            if seat.withdraw() {
+                return Some(Err(failure));
             }
-        }))
+        }
     }
 }
 

@@ -687,6 +687,41 @@ async fn who_leaves_during_a_claim_does_not_cut_the_request() {
     assert_eq!((world.requests(), world.state("k").await), (1, Some(State::Added)));
 }
 
+#[tokio::test]
+async fn nothing_goes_on_the_wire_for_one_who_has_withdrawn_and_nobody_withdraws_from_there() {
+    let world = scripted([]);
+    let in_flight = Arc::<InFlight>::default();
+    let call = world.call("k", "a@example.com");
+    let begin = || match in_flight.enter(&call) {
+        Entered::Leads(Lead { seat, landing }) => {
+            landing.looked_up();
+            (seat, landing)
+        }
+        _ => panic!("somebody is under way"),
+    };
+    let join = || match in_flight.enter(&call) {
+        Entered::Joins(seat) => seat,
+        _ => panic!("nobody is under way"),
+    };
+
+    let (mut first, landing) = begin();
+    let mut second = join();
+    assert!(first.withdraw());
+    drop(first);
+    assert!(second.withdraw());
+    assert_eq!(in_flight.commit(&landing.flight), None);
+
+    let (mut first, landing) = begin();
+    let mut second = join();
+    assert!(second.withdraw());
+    assert_eq!(in_flight.commit(&landing.flight), Some(Doubt::Hold));
+    assert!(landing.flight.progress.borrow().is_on_the_wire());
+    assert!(!first.withdraw());
+    // With the first one gone nobody is left, as the second has not left twice.
+    drop((first, second));
+    assert!(!in_flight.uncommit(&landing.flight, None));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_full_queue_names_a_time_to_come_back() {
     let world = Plan {
