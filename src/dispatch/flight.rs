@@ -30,7 +30,7 @@ use crate::{
 };
 
 use claims::{End, NotOurs, Ours, Recorded};
-use waits::Attempts;
+use waits::{Attempts, shutting_down};
 
 mod claims;
 mod waits;
@@ -139,16 +139,13 @@ impl Trip {
 
     /// What callers are told of a flight that the end of the process cuts short.
     fn cut_off(&self) -> Answer {
-        let sent = match &*self.landing.flight.progress.borrow() {
+        Err(match &*self.landing.flight.progress.borrow() {
             // Announced, while its outcome waits to be recorded.
             Progress::Done(answer) => return answer.clone(),
-            Progress::Claiming | Progress::OnTheWire => {
-                return Err(Failure::new(Reason::OutcomeInDoubt, Sent::Unknown));
-            }
-            Progress::Waiting { last } => last.as_ref().map_or(Sent::No, |last| last.sent),
-            Progress::LookingUp | Progress::Gone => Sent::No,
-        };
-        Err(Failure::new(Reason::ShuttingDown, sent).retry_after(LATER))
+            Progress::Claiming | Progress::OnTheWire => Failure::new(Reason::OutcomeInDoubt, Sent::Unknown),
+            Progress::Waiting { last } => shutting_down(last.as_ref()),
+            Progress::LookingUp | Progress::Gone => shutting_down(None),
+        })
     }
 
     async fn answer_or_doubt(&self, permit: Option<Permit>, elsewhere: Option<Record>) -> Option<Answer> {
@@ -188,9 +185,9 @@ impl Trip {
             elsewhere,
         };
         if attempts.elsewhere.is_some()
-            && let Some(failure) = self.wait_for_another(&attempts).await?
+            && let Some(answer) = self.wait_for_another(&attempts).await?
         {
-            return Some(Err(failure));
+            return Some(answer);
         }
         loop {
             let permit = match ready.take() {
@@ -230,7 +227,7 @@ impl Trip {
                         return None;
                     }
                     match self.wait_for_another(&attempts).await? {
-                        Some(failure) => return Some(Err(failure)),
+                        Some(answer) => return Some(answer),
                         None => continue,
                     }
                 }
@@ -251,7 +248,7 @@ impl Trip {
             Err(NotOurs::Known(Err(failure))) if failure.reason == Reason::LedgerUnavailable => {
                 return Attempt::Answered(Err(attempts.last.take().unwrap_or(failure)));
             }
-            Err(NotOurs::Known(answer)) => return Attempt::Answered(answer),
+            Err(NotOurs::Known(answer)) => return Attempt::Answered(attempts.with_sent(answer)),
         };
         fail_point::reached(Place::AfterClaim);
         if permit.token().await.is_err() {

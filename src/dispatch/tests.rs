@@ -443,6 +443,45 @@ async fn a_resend_that_was_not_processed_says_that_the_key_is_in_doubt() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_resend_that_the_shutdown_ends_says_that_the_key_is_in_doubt() {
+    let world = scripted([doubtful(), UNAVAILABLE]);
+    assert_eq!(reason(world.add("k").await).0, Reason::OutcomeInDoubt);
+    let mut resend = world.call("k", "a@example.com");
+    resend.doubt = Doubt::Resend;
+    let resend = world.spawn(resend);
+    while world.requests() < 2 || world.dispatcher.on_the_wire() > 0 {
+        sleep(ms(1)).await;
+    }
+    world.dispatcher.close();
+    let failure = resend.await.unwrap().unwrap_err();
+    assert_eq!(
+        (failure.reason, failure.sent, failure.still_in_doubt),
+        (Reason::OutcomeInDoubt, Sent::Unknown, true)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_is_taken_between_two_attempts_says_that_one_was_sent() {
+    let world = scripted([UNAVAILABLE]);
+    let call = world.spawn(world.call("k", "a@example.com"));
+    while world.requests() < 1 || world.dispatcher.on_the_wire() > 0 {
+        sleep(ms(1)).await;
+    }
+    // As another replica does.
+    let other = world.call("k", "b@example.com");
+    let Invitation { key, fingerprint, .. } = &other.request.invitation;
+    let claim = Claim {
+        key: key.clone(),
+        fingerprint: *fingerprint,
+        doubt: Doubt::Hold,
+        at: Timestamp(1),
+    };
+    world.ledger.ledger.claim(claim).await.unwrap();
+    assert_eq!(reason(call.await.unwrap()), (Reason::CrkReused, Sent::Yes));
+    assert_eq!(world.requests(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_has_no_deadline_waits_no_longer_than_the_longest_wait_whomever_it_joins() {
     let world = Plan {
         rate: "1/h",

@@ -23,7 +23,7 @@ fn row(failure: &Failure) -> (Code, &'static str, &'static str) {
         Reason::SurveylabActionFailed => (
             Code::FailedPrecondition,
             SURVEYLAB,
-            "SurveyLab refused the respondent; it gives no reason. A crk that the collector knows already is a usual one",
+            "SurveyLab refused the respondent and gives no reason; a common one is a crk that the collector already has",
         ),
         Reason::SurveylabBadRequest => (
             Code::InvalidArgument,
@@ -65,10 +65,15 @@ fn row(failure: &Failure) -> (Code, &'static str, &'static str) {
             SURVEYLAB,
             "SurveyLab answered with a status that is not part of its interface",
         ),
-        Reason::SurveylabUnreachable => (
+        Reason::SurveylabUnreachable if failure.sent == Sent::No => (
             Code::Unavailable,
             GATEWAY,
             "SurveyLab could not be reached; nothing was sent",
+        ),
+        Reason::SurveylabUnreachable => (
+            Code::Unavailable,
+            GATEWAY,
+            "SurveyLab did not process the request, and then could not be reached to try again",
         ),
         Reason::OutcomeInDoubt => (
             Code::FailedPrecondition,
@@ -76,10 +81,16 @@ fn row(failure: &Failure) -> (Code, &'static str, &'static str) {
             "a request went out and its outcome is unknown: the respondent may have been added. The key is held until \
              someone looks it up in SurveyLab and resolves it, or a call sets resend_in_doubt",
         ),
-        Reason::CrkReused => (
+        Reason::CrkReused if failure.sent == Sent::No => (
             Code::AlreadyExists,
             GATEWAY,
             "this crk was used in this collector with other data; nothing was sent",
+        ),
+        Reason::CrkReused => (
+            Code::AlreadyExists,
+            GATEWAY,
+            "SurveyLab did not process the request, and before it was sent again another call used this crk in this \
+             collector with other data",
         ),
         Reason::WaitTooLong if failure.deadline_passed => (
             Code::DeadlineExceeded,
@@ -99,7 +110,8 @@ fn row(failure: &Failure) -> (Code, &'static str, &'static str) {
         Reason::DeadlineAfterSend => (
             Code::DeadlineExceeded,
             GATEWAY,
-            "the deadline passed while the request was on the wire; its outcome will be recorded: the same call tells it",
+            "the deadline passed while the request was on the wire; its outcome will be recorded: the same call \
+             again tells it",
         ),
         Reason::ShuttingDown if failure.sent == Sent::No => (
             Code::Unavailable,
@@ -145,8 +157,8 @@ pub fn status(failure: &Failure) -> Status {
     }
     if let Some(refusals) = failure.turned_away_after {
         message.push_str(&format!(
-            ". Nothing was sent for this call: the last {refusals} answers said so, and one call at a time tests whether it \
-             is mended"
+            ". Nothing was sent for this call: the last {refusals} answers were like that, and one call at a time is sent as a \
+             probe until that changes"
         ));
     }
     if failure.still_in_doubt {

@@ -106,7 +106,7 @@ impl Trip {
         known.unwrap_or_else(|| Err(attempts.turned_away(away)))
     }
 
-    async fn known_now(&self, doubt: Doubt) -> Option<Answer> {
+    pub(super) async fn known_now(&self, doubt: Doubt) -> Option<Answer> {
         let flight = &self.landing.flight;
         let record = self.core.ledger.look_up(&flight.key).await.ok()?;
         known(

@@ -8,6 +8,7 @@ use tokio::{pin, select, time::sleep};
 
 use super::{
     super::{
+        Answer,
         breaker::TurnedAway,
         in_flight::Terms,
         ledger_unavailable, retry,
@@ -103,18 +104,24 @@ impl Trip {
         }
     }
 
-    /// Waits until another process is through with the key. `Some(Some(_))` if there is no time for it, `None` if nobody waits
-    /// any more.
-    pub(super) async fn wait_for_another(&self, attempts: &Attempts) -> Option<Option<Failure>> {
+    /// Waits until another process is through with the key. `Some(Some(_))` if that says what callers are told, or there is no
+    /// time for it, `None` if nobody waits any more.
+    pub(super) async fn wait_for_another(&self, attempts: &Attempts) -> Option<Option<Answer>> {
         let flight = &self.landing.flight;
-        select! {
+        let settled = select! {
             biased;
-            () = flight.abandoned.cancelled() => None,
-            () = self.core.closing.cancelled() => Some(Some(attempts.refused(Refused::ShuttingDown))),
-            settled = self.core.ledger.settled(&flight.key) => {
-                Some(settled.err().map(|error| ledger_unavailable(&error, attempts.sent)))
+            () = flight.abandoned.cancelled() => return None,
+            () = self.core.closing.cancelled() => return Some(Some(Err(attempts.refused(Refused::ShuttingDown)))),
+            settled = self.core.ledger.settled(&flight.key) => settled,
+        };
+        Some(match settled {
+            // What is known by now needs no turn.
+            Ok(()) => {
+                let known = self.known_now(self.core.in_flight.doubt(flight)).await;
+                known.map(|answer| attempts.with_sent(answer))
             }
-        }
+            Err(error) => Some(Err(ledger_unavailable(&error, attempts.sent))),
+        })
     }
 
     pub(super) fn terms(&self) -> Option<Terms> {
@@ -122,11 +129,33 @@ impl Trip {
     }
 }
 
+/// What a call fails with when the process ends before another attempt.
+pub(super) fn shutting_down(last: Option<&Failure>) -> Failure {
+    match last {
+        // Never UNAVAILABLE: clients would send the key in doubt again by themselves.
+        Some(last) if last.still_in_doubt => last.clone(),
+        last => {
+            let sent = last.map_or(Sent::No, |last| last.sent);
+            Failure::new(Reason::ShuttingDown, sent).retry_after(LATER)
+        }
+    }
+}
+
 impl Attempts {
+    /// What the ledger says of the key, where a request of this call may have been sent before.
+    pub(super) fn with_sent(&self, answer: Answer) -> Answer {
+        answer.map_err(|mut failure| {
+            if failure.sent == Sent::No {
+                failure.sent = self.sent;
+            }
+            failure
+        })
+    }
+
     /// What a call fails with when it may not wait for another attempt: with its last attempt's failure, if there was one.
     pub(super) fn refused(&self, refused: Refused) -> Failure {
         let (reason, after) = match refused {
-            Refused::ShuttingDown => return Failure::new(Reason::ShuttingDown, self.sent).retry_after(LATER),
+            Refused::ShuttingDown => return shutting_down(self.last.as_ref()),
             Refused::WaitTooLong { after } => (Reason::WaitTooLong, after),
             Refused::QueueFull { after } => (Reason::QueueFull, after),
         };

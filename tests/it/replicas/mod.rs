@@ -129,17 +129,37 @@ async fn a_twin_that_fails_elsewhere_leaves_the_key_to_who_waits() {
 #[tokio::test]
 async fn an_open_breaker_does_not_hide_what_a_twin_came_to_elsewhere() {
     let group = Group::of(2, options().flag("--breaker-after", 2)).await;
+    group.sandbox.add_fault(Fault::status(401).for_crk_prefix("refused"));
+    twin_elsewhere(&group, async |client| {
+        for crk in ["refused1", "refused2", "refused3"] {
+            let error = calling(client, crk).await.unwrap().unwrap_err();
+            assert_eq!(error.reason, "SURVEYLAB_UNAUTHORIZED");
+        }
+        assert_eq!(group.sandbox.report().requests, 3, "the breaker is open");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_pause_does_not_hide_what_a_twin_came_to_elsewhere() {
+    let group = Group::of(2, options()).await;
+    let limited = Fault::status(429).retry_after("3600").for_crk("limited");
+    group.sandbox.add_fault(limited);
+    twin_elsewhere(&group, async |client| {
+        let error = calling(client, "limited").await.unwrap().unwrap_err();
+        assert_eq!(error.reason, "SURVEYLAB_RATE_LIMITED");
+    })
+    .await;
+}
+
+/// A call is a duplicate of one at another replica, though its own can't send any more.
+async fn twin_elsewhere(group: &Group, stop_sending: impl AsyncFnOnce(&Client)) {
     let gate = Gate::new();
     group.sandbox.add_fault(Fault::hold(&gate).for_crk("k"));
-    group.sandbox.add_fault(Fault::status(401).for_crk_prefix("refused"));
     let clients = group.clients().await;
     let first = calling(&clients[1], "k");
     group.sandbox.wait_for_requests(1).await;
-    for crk in ["refused1", "refused2", "refused3"] {
-        let error = calling(&clients[0], crk).await.unwrap().unwrap_err();
-        assert_eq!(error.reason, "SURVEYLAB_UNAUTHORIZED");
-    }
-    assert_eq!(group.sandbox.report().requests, 3, "the breaker is open");
+    stop_sending(&clients[0]).await;
     let second = calling(&clients[0], "k");
     until("the second call waits", async || {
         group.database.sql("SELECT count(*) FROM pending WHERE watched") == "1"
