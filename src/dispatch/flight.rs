@@ -24,7 +24,7 @@ use crate::{
     fail_point::{self, Place},
     invitation::{Failure, Reason, Sent},
     ledger::{Doubt, LastError, Record, Settlement},
-    limiter::Permit,
+    limiter::{Arrival, Permit},
     metrics,
     surveylab::{self, Request},
 };
@@ -189,6 +189,7 @@ impl Trip {
         {
             return Some(answer);
         }
+        let mut arrival = Arrival::default();
         loop {
             let permit = match ready.take() {
                 Some(permit) => permit,
@@ -197,7 +198,7 @@ impl Trip {
                         return Some(self.turned_away(away, &attempts).await);
                     }
                     let _waits = Waits::begin(&self.landing.flight, self.terms()?.queue.lane, self.core.clock.now());
-                    match self.permit().await? {
+                    match self.permit(&mut arrival).await? {
                         Ok(permit) => permit,
                         Err(refused) => return Some(Err(attempts.refused(refused))),
                     }
@@ -216,7 +217,10 @@ impl Trip {
                 Attempt::Answered(answer) => return Some(answer),
                 Attempt::Announced => return None,
                 Attempt::TooLate => Again::AfterPause,
-                Attempt::Again(again) => again,
+                Attempt::Again(again) => {
+                    arrival = Arrival::default();
+                    again
+                }
                 Attempt::Elsewhere(record) => {
                     attempts.elsewhere = Some(record);
                     if !self

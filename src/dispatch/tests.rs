@@ -276,6 +276,34 @@ async fn a_patient_follower_outlives_its_leader_s_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_patient_follower_keeps_the_place_of_a_leader_without_time() {
+    let world = Plan {
+        rate: "1/s",
+        burst: 1,
+        script: vec![surveylab::Answer::RateLimited {
+            retry_after: Some(ms(10_000)),
+        }],
+        ..Plan::default()
+    }
+    .start();
+    let busy = world.spawn(world.call("busy", "a@example.com"));
+    sleep(ms(10)).await;
+    let mut hasty = world.call("k", "a@example.com");
+    hasty.until = Some(Instant::now() + ms(2_000));
+    let hasty = world.spawn(hasty);
+    sleep(ms(10)).await;
+    let patient = world.spawn(world.call("k", "a@example.com"));
+    let later = world.spawn(world.call("later", "a@example.com"));
+    for call in [busy, patient, later] {
+        assert!(is_added(&call.await.unwrap()));
+    }
+    assert_eq!(reason(hasty.await.unwrap()).0, Reason::WaitTooLong);
+    let requests = world.surveylab.requests.lock().unwrap();
+    let order: Vec<_> = requests.iter().map(|(key, _)| key.crk()).collect();
+    assert_eq!(order[..3], ["busy", "k", "later"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_unary_follower_takes_a_stream_item_to_the_fast_lane() {
     let world = Plan {
         rate: "1/s",

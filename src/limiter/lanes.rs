@@ -45,8 +45,11 @@ impl<W> Lanes<W> {
         self.unary.len()
     }
 
-    /// Lets one wait. Its number tells it from all others, and is higher than those of all who came before.
+    /// Lets one wait. Its number tells it from all others; those of a lane are served in the order of their numbers.
     pub fn push(&mut self, lane: Lane, number: u64, waiter: W) {
+        if self.len == 0 {
+            self.unary_in_a_row = 0;
+        }
         self.len += 1;
         match lane {
             Lane::Unary => {

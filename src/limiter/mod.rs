@@ -75,7 +75,7 @@ pub enum Refused {
     WaitTooLong {
         after: Duration,
     },
-    /// Too many wait already; `after` is how long the queue needs.
+    /// Too many wait already; `after` is how long the wait would be.
     QueueFull {
         after: Duration,
     },
@@ -118,6 +118,10 @@ struct Waiter {
     answer: oneshot::Sender<Result<Permit, Refused>>,
 }
 
+/// Where a request stands among all who came. It keeps that place when it comes back with it.
+#[derive(Debug, Default)]
+pub struct Arrival(Option<u64>);
+
 /// Where and when a request came to get its permit.
 #[derive(Clone, Copy)]
 struct Came {
@@ -156,7 +160,17 @@ impl Limiter {
     /// Waits for a permit, not longer than `until`. Refuses at once where the known rate says that the wait would be
     /// longer. Dropping the future gives up the place in the queue and costs no token.
     pub async fn acquire(&self, queue: impl Into<Queue>, until: Option<Instant>) -> Result<Permit, Refused> {
-        let (answered, _place, expected) = match self.enter(queue.into(), until)? {
+        self.acquire_again(&mut Arrival::default(), queue, until).await
+    }
+
+    /// The same for one who may have waited before: it goes before all who came after it, and the queue is not full for it.
+    pub async fn acquire_again(
+        &self,
+        arrival: &mut Arrival,
+        queue: impl Into<Queue>,
+        until: Option<Instant>,
+    ) -> Result<Permit, Refused> {
+        let (answered, _place, expected) = match self.enter(arrival, queue.into(), until)? {
             Entered::Given(permit) => return Ok(permit),
             Entered::Waits {
                 answered,
@@ -197,7 +211,7 @@ impl Limiter {
         self.shared.lease.notify_one();
     }
 
-    fn enter(&self, queue: Queue, until: Option<Instant>) -> Result<Entered<'_>, Refused> {
+    fn enter(&self, arrival: &mut Arrival, queue: Queue, until: Option<Instant>) -> Result<Entered<'_>, Refused> {
         let mut state = self.lock();
         if state.closed {
             return Err(Refused::ShuttingDown);
@@ -211,14 +225,18 @@ impl Limiter {
             return Ok(Entered::Given(self.give(&mut state, came, now)));
         }
         let max_queue = self.shared.settings.max_queue;
-        if state.waiters.len() >= max_queue && state.waiters.has_its_part(queue.payer, max_queue) {
+        let Arrival(number) = *arrival;
+        let is_full = state.waiters.len() >= max_queue && state.waiters.has_its_part(queue.payer, max_queue);
+        if is_full && number.is_none() {
             // There may be tokens, and no places in flight: then nobody knows how long it takes.
-            let after = (state.expected(state.waiters.len(), now) - now).max(self.period());
+            let after = (state.expected(state.waiters.ahead(queue), now) - now).max(self.period());
             return Err(Refused::QueueFull { after });
         }
         let mut expected = now;
         if let Some(until) = until {
-            expected = state.expected(state.waiters.ahead(queue), now);
+            // Of one who comes back it is not known how many of those who wait came before it.
+            let ahead = number.map_or_else(|| state.waiters.ahead(queue), |_| 0);
+            expected = state.expected(ahead, now);
             if expected > until {
                 let after = (expected - now).max(self.period());
                 return Err(Refused::WaitTooLong { after });
@@ -226,7 +244,12 @@ impl Limiter {
         }
         let was_empty = state.waiters.len() == 0;
         let (answer, answered) = oneshot::channel();
-        let ticket = state.waiters.push(queue, Waiter { came, until, answer });
+        let waiter = Waiter { came, until, answer };
+        let ticket = match number {
+            None => state.waiters.push(queue, waiter),
+            Some(number) => state.waiters.push_again(queue, number, waiter),
+        };
+        arrival.0 = Some(ticket.number());
         drop(state);
         if was_empty {
             self.shared.wake.notify_one();

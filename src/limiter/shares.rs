@@ -55,6 +55,13 @@ pub struct Shares<W> {
     next_number: u64,
 }
 
+impl Ticket {
+    /// Says in which order of all who wait it came.
+    pub fn number(self) -> u64 {
+        self.number
+    }
+}
+
 impl<W> Group<W> {
     fn new(own: Option<u32>) -> Self {
         Self {
@@ -120,13 +127,18 @@ impl<W> Shares<W> {
     }
 
     pub fn push(&mut self, queue: Queue, waiter: W) -> Ticket {
+        let number = self.next_number;
+        self.next_number += 1;
+        self.push_again(queue, number, waiter)
+    }
+
+    /// Lets one wait who waited before and has left: before all of its lane who came after it.
+    pub fn push_again(&mut self, queue: Queue, number: u64, waiter: W) -> Ticket {
         if self.len == 0 {
             // Nobody was kept waiting by anybody: all begin anew.
             self.own.clear();
             (self.now, self.rest.next) = (0, 0);
         }
-        let number = self.next_number;
-        self.next_number += 1;
         let Queue { payer, lane } = queue;
         let now = self.now;
         let group = self.group_or_new(payer.own());

@@ -225,7 +225,35 @@ async fn the_queue_is_bounded() {
     wait(&limiter, Lane::Stream(StreamId(1)), 2, &got);
     settle().await;
     let refused = limiter.acquire(Lane::Unary, None).await.err();
-    assert_eq!(refused, Some(Refused::QueueFull { after: ms(3_000) }));
+    assert_eq!(refused, Some(Refused::QueueFull { after: ms(2_000) }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_back_goes_before_those_who_came_later_and_the_queue_is_not_full_for_it() {
+    let limiter = start(Settings {
+        max_queue: 2,
+        ..settings("1/s", 1)
+    });
+    drop(take(&limiter, Lane::Unary).await);
+    let mut arrival = Arrival::default();
+    let permit = limiter.acquire_again(&mut arrival, Lane::Unary, None).await.unwrap();
+    let (got, mut gets) = mpsc::unbounded_channel();
+    wait(&limiter, Lane::Unary, 1, &got);
+    wait(&limiter, Lane::Unary, 2, &got);
+    settle().await;
+    // As where a pause begins before its token is taken.
+    permit.rate_limited(Some(ms(10_000)));
+    drop(permit);
+    let begin = Instant::now();
+    let soon = Some(begin + ms(5_000));
+    let hopeless = limiter.acquire_again(&mut arrival, Lane::Unary, soon).await.err();
+    assert!(matches!(hopeless, Some(Refused::WaitTooLong { .. })));
+    assert_eq!(begin.elapsed(), ms(0));
+    let mut permit = limiter.acquire_again(&mut arrival, Lane::Unary, None).await.unwrap();
+    permit.token().await.unwrap();
+    assert!(gets.try_recv().is_err());
+    assert_eq!(gets.recv().await.unwrap().0, 1);
+    assert_eq!(gets.recv().await.unwrap().0, 2);
 }
 
 #[tokio::test(start_paused = true)]

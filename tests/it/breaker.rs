@@ -66,7 +66,10 @@ async fn after_twenty_refusals_calls_fail_without_a_request_until_one_is_taken()
     let (sent, error) = until_turned_away(&client, "k").await;
     assert_eq!(sent, 20);
     assert_is_turned_away(&error, Code::Unauthenticated, "SURVEYLAB_UNAUTHORIZED");
-    assert!(error.message.contains("the last 20 answers were like that"), "{error:?}");
+    assert!(
+        error.message.contains("the last 20 answers were like that"),
+        "{error:?}"
+    );
     assert_eq!(state(&client, "k-20").await, None);
     assert_eq!(metric(&gateway, "breaker_open", "").await, 1.0);
     let breaker = status(&client).await.breaker.unwrap();

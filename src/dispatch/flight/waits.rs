@@ -19,7 +19,7 @@ use super::{
 use crate::{
     invitation::{Failure, Reason, Sent},
     ledger::Record,
-    limiter::{Permit, Queue, Refused},
+    limiter::{Arrival, Permit, Queue, Refused},
     metrics,
 };
 
@@ -34,49 +34,55 @@ pub(super) struct Attempts {
 
 impl Trip {
     /// Waits for a permit on the flight's terms, which get better when callers join. `None` once it is abandoned.
-    pub(super) async fn permit(&self) -> Option<Result<Permit, Refused>> {
-        let flight = &self.landing.flight;
+    pub(super) async fn permit(&self, arrival: &mut Arrival) -> Option<Result<Permit, Refused>> {
         loop {
             let terms = self.terms()?;
-            let first = self.core.limiter.acquire(terms.queue, terms.until).fuse();
-            pin!(first);
-            // Boxed, as there hardly ever is one.
-            let place = |queue: Queue, until| self.core.limiter.acquire(queue, until).boxed().fuse();
-            let mut joined = terms.second;
-            let mut second = joined.map_or_else(Fuse::terminated, |queue| place(queue, terms.until));
-            let mut places = 1 + usize::from(joined.is_some());
-            let got = loop {
-                let got = select! {
-                    biased;
-                    () = flight.abandoned.cancelled() => return None,
-                    got = &mut first => got,
-                    got = &mut second => got,
-                    () = flight.improved.notified() => {
-                        let better = self.terms()?;
-                        // Only a better lane is worth the place in a queue.
-                        if better.queue != terms.queue {
-                            break None;
-                        }
-                        if better.second != joined
-                            && let Some(queue) = better.second
-                        {
-                            places += usize::from(second.is_terminated());
-                            joined = better.second;
-                            second = place(queue, better.until);
-                        }
-                        continue;
-                    }
-                };
-                places -= 1;
-                // What one queue refuses the other may give.
-                if got.is_ok() || places == 0 {
-                    break Some(got);
-                }
-            };
-            match got {
-                None => {}
+            match self.permit_on(terms, arrival).await? {
+                None => *arrival = Arrival::default(),
+                // Who has joined with more time has not lost its place by it.
                 Some(Err(Refused::WaitTooLong { .. })) if self.terms()?.until != terms.until => {}
                 got => return got,
+            }
+        }
+    }
+
+    /// The same on these terms; `Some(None)` once a better lane is there.
+    async fn permit_on(&self, terms: Terms, arrival: &mut Arrival) -> Option<Option<Result<Permit, Refused>>> {
+        let flight = &self.landing.flight;
+        let limiter = &self.core.limiter;
+        let first = limiter.acquire_again(arrival, terms.queue, terms.until).fuse();
+        pin!(first);
+        // Boxed, as there hardly ever is one.
+        let place = |queue: Queue, until| limiter.acquire(queue, until).boxed().fuse();
+        let mut joined = terms.second;
+        let mut second = joined.map_or_else(Fuse::terminated, |queue| place(queue, terms.until));
+        let mut places = 1 + usize::from(joined.is_some());
+        loop {
+            let got = select! {
+                biased;
+                () = flight.abandoned.cancelled() => return None,
+                got = &mut first => got,
+                got = &mut second => got,
+                () = flight.improved.notified() => {
+                    let better = self.terms()?;
+                    // Only a better lane is worth the place in a queue.
+                    if better.queue != terms.queue {
+                        return Some(None);
+                    }
+                    if better.second != joined
+                        && let Some(queue) = better.second
+                    {
+                        places += usize::from(second.is_terminated());
+                        joined = better.second;
+                        second = place(queue, better.until);
+                    }
+                    continue;
+                }
+            };
+            places -= 1;
+            // What one queue refuses the other may give.
+            if got.is_ok() || places == 0 {
+                return Some(Some(got));
             }
         }
     }
