@@ -24,7 +24,7 @@ use crate::{
     fail_point::{self, Place},
     invitation::{Failure, Reason, Sent},
     ledger::{Doubt, LastError, Record, Settlement},
-    limiter::{Arrival, Permit},
+    limiter::Permit,
     metrics,
     surveylab::{self, Request},
 };
@@ -189,7 +189,6 @@ impl Trip {
         {
             return Some(answer);
         }
-        let mut arrival = Arrival::default();
         loop {
             let permit = match ready.take() {
                 Some(permit) => permit,
@@ -198,7 +197,7 @@ impl Trip {
                         return Some(self.turned_away(away, &attempts).await);
                     }
                     let _waits = Waits::begin(&self.landing.flight, self.terms()?.queue.lane, self.core.clock.now());
-                    match self.permit(&mut arrival).await? {
+                    match self.permit().await? {
                         Ok(permit) => permit,
                         Err(refused) => return Some(Err(attempts.refused(refused))),
                     }
@@ -218,7 +217,7 @@ impl Trip {
                 Attempt::Announced => return None,
                 Attempt::TooLate => Again::AfterPause,
                 Attempt::Again(again) => {
-                    arrival = Arrival::default();
+                    self.landing.flight.arrival.forget();
                     again
                 }
                 Attempt::Elsewhere(record) => {

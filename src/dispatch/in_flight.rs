@@ -19,7 +19,7 @@ use crate::{
     clock::Instant,
     invitation::{Failure, Fingerprint, Key},
     ledger::Doubt,
-    limiter::{Lane, Queue},
+    limiter::{Arrival, Lane, Queue},
     trace::Trace,
 };
 
@@ -63,6 +63,8 @@ pub struct Flight {
     /// What its steps are part of: the call of its leader.
     pub trace: Trace,
     pub effort: Effort,
+    /// Where it stands among those who wait for a permit.
+    pub arrival: Arrival,
     /// Its terms got better.
     pub improved: Notify,
     /// Those who wait were answered before it ended.
@@ -186,6 +188,7 @@ impl InFlight {
                         .as_ref()
                         .map_or_else(Trace::default, |trail| trail.trace.clone()),
                     effort: Effort::default(),
+                    arrival: Arrival::default(),
                     improved: Notify::new(),
                     announced: Notify::new(),
                     credited: AtomicBool::new(false),

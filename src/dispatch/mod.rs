@@ -214,7 +214,10 @@ impl Dispatcher {
                     if let Some(trail) = &call.trail {
                         trail.takes(seat.flight(), Role::Joins);
                     }
-                    self.wait(seat, call).await
+                    match self.too_late_to_join(seat, call) {
+                        Ok(seat) => self.wait(seat, call).await,
+                        Err(failure) => return Err(failure),
+                    }
                 }
                 Entered::Leads(lead) => self.lead(lead, call).await,
             };
@@ -379,6 +382,18 @@ impl Dispatcher {
         self.wait(seat, call).await
     }
 
+    /// Refuses at once one whose bound passes before the turn of the flight that it has joined, as one who came alone is.
+    fn too_late_to_join(&self, mut seat: Seat, call: &Call) -> Result<Seat, Failure> {
+        let flight = seat.flight();
+        let wait = self.core.limiter.expected_wait(&flight.arrival, call.queue);
+        match (wait, call.until) {
+            (Some(wait), Some(until)) if self.core.clock.now() + wait > until && seat.withdraw() => {
+                Err(Failure::new(Reason::WaitTooLong, Sent::No).retry_after(wait))
+            }
+            _ => Ok(seat),
+        }
+    }
+
     /// Waits for a flight's answer, up to the call's bounds; `None` if the flight ended without one.
     async fn wait(&self, mut seat: Seat, call: &Call) -> Option<Answer> {
         let Some(until) = call.until else {
@@ -409,7 +424,9 @@ impl Dispatcher {
                 Progress::Gone => return None,
                 Progress::Waiting { last: Some(last) } => last,
                 Progress::LookingUp | Progress::Claiming | Progress::Waiting { last: None } | Progress::OnTheWire => {
-                    let mut failure = Failure::new(Reason::WaitTooLong, Sent::No).retry_after(LATER);
+                    let wait = self.core.limiter.expected_wait(&seat.flight().arrival, call.queue);
+                    let wait = wait.unwrap_or_default().max(LATER);
+                    let mut failure = Failure::new(Reason::WaitTooLong, Sent::No).retry_after(wait);
                     failure.deadline_passed = deadline.is_some();
                     failure
                 }

@@ -304,6 +304,33 @@ async fn a_patient_follower_keeps_the_place_of_a_leader_without_time() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_joins_without_time_for_its_turn_is_told_so_at_once() {
+    let world = Plan {
+        rate: "1/s",
+        burst: 1,
+        ..Plan::default()
+    }
+    .start();
+    let _before: Vec<_> = (0..6)
+        .map(|n| world.spawn(world.call(&n.to_string(), "a@example.com")))
+        .collect();
+    sleep(ms(10)).await;
+    let patient = world.spawn(world.call("k", "a@example.com"));
+    sleep(ms(10)).await;
+    let _after = world.spawn(world.call("after", "a@example.com"));
+    sleep(ms(10)).await;
+    let begin = Instant::now();
+    let refused = world.add_within("k", ms(5_900)).await.unwrap_err();
+    assert_eq!((refused.reason, refused.sent), (Reason::WaitTooLong, Sent::No));
+    assert_eq!(begin.elapsed(), ms(0));
+    let retry = refused.retry_after.unwrap();
+    assert!(retry > ms(5_900) && retry < ms(6_000), "{retry:?}");
+    // Its own place would not be in time, but the one that it shares is.
+    let joins = world.add_within("k", ms(6_200)).await;
+    assert!(patient.await.unwrap().is_ok() && joins.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_unary_follower_takes_a_stream_item_to_the_fast_lane() {
     let world = Plan {
         rate: "1/s",

@@ -100,7 +100,7 @@ fn row(failure: &Failure) -> (Code, &'static str, &'static str) {
         Reason::WaitTooLong => (
             Code::ResourceExhausted,
             GATEWAY,
-            "the wait for the rate limit would be too long; nothing was sent",
+            "the wait for its turn would be too long; nothing was sent",
         ),
         Reason::QueueFull => (
             Code::ResourceExhausted,
@@ -148,7 +148,9 @@ pub fn status(failure: &Failure) -> Status {
         metadata.insert("breaker".into(), "open".into());
     }
     let mut details = ErrorDetails::with_error_info(failure.reason.as_str(), domain, metadata);
-    if let Some(after) = failure.retry_after {
+    // No program is to try a key in doubt again by itself.
+    let in_doubt = failure.reason == Reason::OutcomeInDoubt;
+    if let Some(after) = failure.retry_after.filter(|_| !in_doubt) {
         details.set_retry_info(Some(after));
     }
     let mut message = message.to_string();

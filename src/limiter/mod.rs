@@ -53,6 +53,9 @@ mod tests;
 /// How early a permit is given at most, so that claims don't hold up a rate whose bucket is small.
 const LEAD_MAX: Duration = Duration::from_millis(50);
 
+/// What one is told who would wait for nobody knows how long.
+const UNKNOWN_WAIT: Duration = Duration::from_secs(1);
+
 /// What the account allows, and how much may pile up before it.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
@@ -120,7 +123,25 @@ struct Waiter {
 
 /// Where a request stands among all who came. It keeps that place when it comes back with it.
 #[derive(Debug, Default)]
-pub struct Arrival(Option<u64>);
+pub struct Arrival(Mutex<Option<Place>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    number: u64,
+    /// When its turn comes, going by the rate and those who went before it; where it had a bound to be held against that.
+    expected: Option<Instant>,
+}
+
+impl Arrival {
+    /// The next time it comes it stands behind all who wait then.
+    pub fn forget(&self) {
+        *self.lock() = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Place>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// Where and when a request came to get its permit.
 #[derive(Clone, Copy)]
@@ -160,13 +181,13 @@ impl Limiter {
     /// Waits for a permit, not longer than `until`. Refuses at once where the known rate says that the wait would be
     /// longer. Dropping the future gives up the place in the queue and costs no token.
     pub async fn acquire(&self, queue: impl Into<Queue>, until: Option<Instant>) -> Result<Permit, Refused> {
-        self.acquire_again(&mut Arrival::default(), queue, until).await
+        self.acquire_again(&Arrival::default(), queue, until).await
     }
 
     /// The same for one who may have waited before: it goes before all who came after it, and the queue is not full for it.
     pub async fn acquire_again(
         &self,
-        arrival: &mut Arrival,
+        arrival: &Arrival,
         queue: impl Into<Queue>,
         until: Option<Instant>,
     ) -> Result<Permit, Refused> {
@@ -178,8 +199,9 @@ impl Limiter {
                 expected,
             } => (answered, place, expected),
         };
+        // It was to be in time by the rate: what it waits for is a place in flight, and nobody knows when that comes.
         let too_long = || Refused::WaitTooLong {
-            after: expected.saturating_duration_since(Instant::now()).max(self.period()),
+            after: expected.saturating_duration_since(Instant::now()).max(UNKNOWN_WAIT),
         };
         let answer = match until {
             Some(until) => timeout_at(until, answered).await.map_err(|_| too_long())?,
@@ -197,6 +219,17 @@ impl Limiter {
         self.is_free(&state, now).then(|| self.give(&mut state, came, now))
     }
 
+    /// How long one who waits since `arrival`, or one who came to this queue now if that is sooner, would wait by the rate;
+    /// `None` where that is not known.
+    pub fn expected_wait(&self, arrival: &Arrival, queue: Queue) -> Option<Duration> {
+        let place = (*arrival.lock())?;
+        let now = Instant::now();
+        let state = self.lock();
+        let not_before = state.adaptive.pause_until(now).unwrap_or(now);
+        let newcomers = state.expected(state.waiters.ahead(queue), now);
+        Some(newcomers.min(place.expected?.max(not_before)) - now)
+    }
+
     /// Refuses all who wait and all who come.
     pub fn close(&self) {
         let refused = {
@@ -211,7 +244,7 @@ impl Limiter {
         self.shared.lease.notify_one();
     }
 
-    fn enter(&self, arrival: &mut Arrival, queue: Queue, until: Option<Instant>) -> Result<Entered<'_>, Refused> {
+    fn enter(&self, arrival: &Arrival, queue: Queue, until: Option<Instant>) -> Result<Entered<'_>, Refused> {
         let mut state = self.lock();
         if state.closed {
             return Err(Refused::ShuttingDown);
@@ -225,7 +258,7 @@ impl Limiter {
             return Ok(Entered::Given(self.give(&mut state, came, now)));
         }
         let max_queue = self.shared.settings.max_queue;
-        let Arrival(number) = *arrival;
+        let number = arrival.lock().map(|place| place.number);
         let is_full = state.waiters.len() >= max_queue && state.waiters.has_its_part(queue.payer, max_queue);
         if is_full && number.is_none() {
             // There may be tokens, and no places in flight: then nobody knows how long it takes.
@@ -249,14 +282,17 @@ impl Limiter {
             None => state.waiters.push(queue, waiter),
             Some(number) => state.waiters.push_again(queue, number, waiter),
         };
-        arrival.0 = Some(ticket.number());
+        *arrival.lock() = Some(Place {
+            number: ticket.number(),
+            expected: until.map(|_| expected),
+        });
         drop(state);
         if was_empty {
             self.shared.wake.notify_one();
         }
         Ok(Entered::Waits {
             answered,
-            place: Place { limiter: self, ticket },
+            place: Waiting { limiter: self, ticket },
             expected,
         })
     }
@@ -337,7 +373,7 @@ enum Entered<'a> {
     Given(Permit),
     Waits {
         answered: oneshot::Receiver<Result<Permit, Refused>>,
-        place: Place<'a>,
+        place: Waiting<'a>,
         expected: Instant,
     },
 }
@@ -389,12 +425,12 @@ impl State {
 }
 
 /// A place in the queue, given up when dropped.
-struct Place<'a> {
+struct Waiting<'a> {
     limiter: &'a Limiter,
     ticket: Ticket,
 }
 
-impl Drop for Place<'_> {
+impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.limiter.lock().waiters.remove(self.ticket);
     }

@@ -235,8 +235,8 @@ async fn who_comes_back_goes_before_those_who_came_later_and_the_queue_is_not_fu
         ..settings("1/s", 1)
     });
     drop(take(&limiter, Lane::Unary).await);
-    let mut arrival = Arrival::default();
-    let permit = limiter.acquire_again(&mut arrival, Lane::Unary, None).await.unwrap();
+    let arrival = Arrival::default();
+    let permit = limiter.acquire_again(&arrival, Lane::Unary, None).await.unwrap();
     let (got, mut gets) = mpsc::unbounded_channel();
     wait(&limiter, Lane::Unary, 1, &got);
     wait(&limiter, Lane::Unary, 2, &got);
@@ -246,10 +246,10 @@ async fn who_comes_back_goes_before_those_who_came_later_and_the_queue_is_not_fu
     drop(permit);
     let begin = Instant::now();
     let soon = Some(begin + ms(5_000));
-    let hopeless = limiter.acquire_again(&mut arrival, Lane::Unary, soon).await.err();
+    let hopeless = limiter.acquire_again(&arrival, Lane::Unary, soon).await.err();
     assert!(matches!(hopeless, Some(Refused::WaitTooLong { .. })));
     assert_eq!(begin.elapsed(), ms(0));
-    let mut permit = limiter.acquire_again(&mut arrival, Lane::Unary, None).await.unwrap();
+    let mut permit = limiter.acquire_again(&arrival, Lane::Unary, None).await.unwrap();
     permit.token().await.unwrap();
     assert!(gets.try_recv().is_err());
     assert_eq!(gets.recv().await.unwrap().0, 1);

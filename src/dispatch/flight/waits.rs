@@ -19,7 +19,7 @@ use super::{
 use crate::{
     invitation::{Failure, Reason, Sent},
     ledger::Record,
-    limiter::{Arrival, Permit, Queue, Refused},
+    limiter::{Permit, Queue, Refused},
     metrics,
 };
 
@@ -34,11 +34,11 @@ pub(super) struct Attempts {
 
 impl Trip {
     /// Waits for a permit on the flight's terms, which get better when callers join. `None` once it is abandoned.
-    pub(super) async fn permit(&self, arrival: &mut Arrival) -> Option<Result<Permit, Refused>> {
+    pub(super) async fn permit(&self) -> Option<Result<Permit, Refused>> {
         loop {
             let terms = self.terms()?;
-            match self.permit_on(terms, arrival).await? {
-                None => *arrival = Arrival::default(),
+            match self.permit_on(terms).await? {
+                None => self.landing.flight.arrival.forget(),
                 // Who has joined with more time has not lost its place by it.
                 Some(Err(Refused::WaitTooLong { .. })) if self.terms()?.until != terms.until => {}
                 got => return got,
@@ -47,10 +47,10 @@ impl Trip {
     }
 
     /// The same on these terms; `Some(None)` once a better lane is there.
-    async fn permit_on(&self, terms: Terms, arrival: &mut Arrival) -> Option<Option<Result<Permit, Refused>>> {
+    async fn permit_on(&self, terms: Terms) -> Option<Option<Result<Permit, Refused>>> {
         let flight = &self.landing.flight;
         let limiter = &self.core.limiter;
-        let first = limiter.acquire_again(arrival, terms.queue, terms.until).fuse();
+        let first = limiter.acquire_again(&flight.arrival, terms.queue, terms.until).fuse();
         pin!(first);
         // Boxed, as there hardly ever is one.
         let place = |queue: Queue, until| limiter.acquire(queue, until).boxed().fuse();
