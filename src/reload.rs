@@ -1,7 +1,7 @@
 //! Files that are read again when they change, so that a rotation needs no restart.
 
 use std::{
-    fs, io,
+    fs, io, mem,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, RwLock},
@@ -10,11 +10,14 @@ use std::{
 
 use secrecy::zeroize::Zeroizing;
 use sha2::{Digest as _, Sha256};
-use tokio::{task::spawn_blocking, time::interval};
+use tokio::{task::spawn_blocking, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 /// So often the files are looked at: by their contents, as times and links tell less where secrets are mounted.
 pub const EVERY: Duration = Duration::from_secs(2);
+/// After so long what has changed is looked at again. It is used once two looks find the same: the half of a file may be right
+/// by itself, and mean something else.
+const SETTLED: Duration = Duration::from_millis(200);
 
 /// The contents of the files, in the order of their paths. Wiped when dropped, as they may be secrets.
 pub type Contents = Vec<Zeroizing<Vec<u8>>>;
@@ -37,8 +40,17 @@ struct Source<T> {
     what: &'static str,
     paths: Vec<PathBuf>,
     parse: Parse<T>,
-    /// The contents that were looked at last, as a hash; all zero after a file could not be read.
-    seen: Mutex<[u8; 32]>,
+    seen: Mutex<Seen>,
+}
+
+/// What was found at a look: the contents' hash, or `None` where a file could not be read.
+type Found = Option<[u8; 32]>;
+
+struct Seen {
+    /// What is used, or was found to be of no use.
+    taken: Found,
+    /// By the last look.
+    last: Found,
 }
 
 impl<T> Clone for Reloaded<T> {
@@ -77,7 +89,7 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
             what,
             paths,
             parse: Box::new(parse),
-            seen: Mutex::new(hash(&contents)),
+            seen: Mutex::new(Seen::of(hash(&contents))),
         };
         Ok(Self::new(value, Some(source)))
     }
@@ -107,36 +119,40 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
             return;
         }
         let work = async {
-            let mut every = interval(EVERY);
+            let mut wait = EVERY;
             loop {
-                every.tick().await;
+                sleep(wait).await;
                 let reloaded = self.clone();
                 // A file system may hang; then this waits, and nothing else does. Where no thread can be had it panics, and the
                 // next look may have one.
-                if let Ok(look) = catch_unwind(AssertUnwindSafe(|| spawn_blocking(move || reloaded.look()))) {
-                    let _panicked = look.await;
-                }
+                let look = catch_unwind(AssertUnwindSafe(|| spawn_blocking(move || reloaded.look())));
+                wait = match look {
+                    Ok(look) => look.await.unwrap_or(EVERY),
+                    Err(_) => EVERY,
+                };
             }
         };
         let _stopped = stop.run_until_cancelled(work).await;
     }
 
-    fn look(&self) {
-        let Some(source) = &self.shared.source else { return };
-        let mut seen = source.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let (now, parsed) = match read(&source.paths) {
-            Ok(contents) => {
-                let now = hash(&contents);
-                if *seen == now {
-                    return;
-                }
-                (now, (source.parse)(&contents).map_err(Error::Parse))
-            }
-            Err(_) if *seen == [0; 32] => return,
-            Err(error) => ([0; 32], Err(error.into())),
+    /// Returns when to look again.
+    fn look(&self) -> Duration {
+        let Some(source) = &self.shared.source else {
+            return EVERY;
         };
-        *seen = now;
-        match parsed {
+        let contents = read(&source.paths);
+        let found = contents.as_ref().ok().map(hash);
+        let mut seen = source.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = mem::replace(&mut seen.last, found);
+        if found == seen.taken {
+            return EVERY;
+        }
+        if found != before {
+            return SETTLED;
+        }
+        seen.taken = found;
+        let parsed = contents.map_err(Error::Read);
+        match parsed.and_then(|contents| (source.parse)(&contents).map_err(Error::Parse)) {
             Ok(value) => {
                 *self.shared.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(value);
                 tracing::info!(what = source.what, "read again, as it has changed");
@@ -144,6 +160,16 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
             Err(error) => {
                 tracing::error!(what = source.what, cause = %error, "it has changed and can't be used: what was there before stays");
             }
+        }
+        EVERY
+    }
+}
+
+impl Seen {
+    fn of(contents: [u8; 32]) -> Self {
+        Self {
+            taken: Some(contents),
+            last: Some(contents),
         }
     }
 }
@@ -177,21 +203,38 @@ mod tests {
         fs::write(&path, "1").unwrap();
         let reloaded = Reloaded::open("a number", vec![path.clone()], number).unwrap();
         assert_eq!(*reloaded.current(), 1);
+        let look = || {
+            assert_eq!(reloaded.look(), SETTLED);
+            assert_eq!(reloaded.look(), EVERY);
+            *reloaded.current()
+        };
         fs::write(&path, "2").unwrap();
-        reloaded.look();
-        assert_eq!(*reloaded.current(), 2);
+        assert_eq!(look(), 2);
         fs::write(&path, "many").unwrap();
-        reloaded.look();
-        assert_eq!(*reloaded.current(), 2);
+        assert_eq!(look(), 2);
         fs::remove_file(&path).unwrap();
-        reloaded.look();
-        assert_eq!(*reloaded.current(), 2);
+        assert_eq!(look(), 2);
         // What was there before comes back, too.
         fs::write(&path, "2").unwrap();
-        reloaded.look();
+        assert_eq!(look(), 2);
         fs::write(&path, "3").unwrap();
-        reloaded.look();
-        assert_eq!(*reloaded.current(), 3);
+        assert_eq!(look(), 3);
+    }
+
+    #[test]
+    fn half_of_a_change_is_not_used() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("number");
+        fs::write(&path, "1").unwrap();
+        let reloaded = Reloaded::open("a number", vec![path.clone()], number).unwrap();
+        for half in ["2", "23", ""] {
+            fs::write(&path, half).unwrap();
+            assert_eq!(reloaded.look(), SETTLED);
+            assert_eq!(*reloaded.current(), 1);
+        }
+        fs::write(&path, "1").unwrap();
+        assert_eq!(reloaded.look(), EVERY);
+        assert_eq!(*reloaded.current(), 1);
     }
 
     #[test]
