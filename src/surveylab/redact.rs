@@ -11,7 +11,7 @@ const MIN_SECRET_CHARS: usize = 3;
 /// Only so much is looked at: enough for any sentence, and it bounds the work on a hostile text.
 const MAX_READ_CHARS: usize = 4_096;
 
-/// What must not be repeated: the API token and the respondent's personal data, as they are, percent-encoded, and as in JSON.
+/// What must not be repeated: the API token and the respondent's personal data, as they are, percent-encoded, and as in JSON and HTML.
 pub(super) struct Secrets<'a> {
     tokens: [Option<&'a str>; 3],
     respondent: &'a Respondent,
@@ -51,7 +51,8 @@ impl<'a> Secrets<'a> {
                 let form = encoded.replace("%20", "+");
                 let json = json_escaped(value);
                 let php = php_escaped(&json);
-                [value.to_owned(), encoded, form, json, php]
+                let html = html_escaped(value).into_iter();
+                [value.to_owned(), encoded, form, json, php].into_iter().chain(html)
             })
             .map(|value| {
                 let mut chars = Vec::with_capacity(value.len());
@@ -77,7 +78,7 @@ impl<'a> Secrets<'a> {
     /// answer, and nearly all have the same few words. False says nothing.
     fn is_plain(&self, text: &str) -> bool {
         // Without these no value can stand there in another form than its own.
-        let is_encoded = |byte: u8| matches!(byte, b'%' | b'+' | b'\\');
+        let is_encoded = |byte: u8| matches!(byte, b'%' | b'+' | b'\\' | b'&');
         let is_simple = |byte: u8| byte.is_ascii() && !byte.is_ascii_control() && !is_encoded(byte);
         text.len() <= MAX_READ_CHARS && text.bytes().all(is_simple) && !self.raw().any(|value| may_occur(value, text))
     }
@@ -165,6 +166,18 @@ fn php_escaped(json: &str) -> String {
     escaped
 }
 
+/// As in HTML: with PHP's `htmlspecialchars` by its default, and by its older ones, which leave the apostrophe or name it
+/// otherwise.
+fn html_escaped(value: &str) -> [String; 4] {
+    let escaped = value
+        .replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;");
+    let [php, short, named] = ["&#039;", "&#39;", "&apos;"].map(|apostrophe| escaped.replace('\'', apostrophe));
+    [escaped, php, short, named]
+}
+
 /// How much of `rest` belongs to the value at its beginning. Where the text was cut, so may be the value.
 fn matches(value: &[char], rest: &[char], cut: bool) -> Option<usize> {
     let length = value.len().min(rest.len());
@@ -199,7 +212,10 @@ mod tests {
             last_name: "Żółć".into(),
             referrer: "line one\nline two".into(),
             language: "polish".into(),
-            custom: std::array::from_fn(|i| if i == 0 { "ann".into() } else { String::new() }),
+            custom: std::array::from_fn(|i| {
+                let values = ["ann", "O'Hara & \"Sons\""];
+                values.get(i).copied().unwrap_or_default().into()
+            }),
         }
     }
 
@@ -225,6 +241,9 @@ mod tests {
                 "[redacted] [redacted]",
             ),
             (r"s3cret\/token", "[redacted]"),
+            ("for O'Hara &amp; &quot;Sons&quot;", "for [redacted]"),
+            ("for O&#039;Hara &amp; &quot;Sons&quot;!", "for [redacted]!"),
+            ("for O&#39;hara &AMP; &quot;Sons&quot;!", "for [redacted]!"),
             ("Jo speaks polish", "Jo speaks polish"),
             ("a\u{0}b\tc\u{85}d", "abcd"),
             ("s3cret\u{0}/token", "[redacted]"),
