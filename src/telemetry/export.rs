@@ -59,6 +59,8 @@ pub enum Error {
     Certificate(&'static str, io::Error),
     #[error("OTEL_EXPORTER_OTLP_*: the exporter can't be made of these settings")]
     Build,
+    #[error("RUST_LOG: expected a filter such as info or info,access=debug")]
+    Filter,
     #[error("the access log can't start: {0}")]
     Lines(io::Error),
 }

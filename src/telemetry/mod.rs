@@ -1,7 +1,9 @@
 //! Logs, on stderr; and the export of spans.
 
 use std::{
+    env,
     io::{IsTerminal as _, stderr},
+    panic,
     sync::atomic::{AtomicU8, Ordering},
     time::Duration,
 };
@@ -71,14 +73,15 @@ pub fn init(format: Option<LogFormat>, access: AccessLog) -> Result<Telemetry, E
         AccessLog::On => Some(Lines::start().map_err(Error::Lines)?),
         AccessLog::Off => None,
     };
+    let filter = filter()?;
     let ordinary = filter_fn(|event| event.target() != ACCESS && may_be_logged(event));
-    let log = layer(format, stderr).with_filter(filter().and(ordinary));
+    let log = layer(format, stderr).with_filter(filter.clone().and(ordinary));
     let access = lines.clone().map(|lines| {
         let is_access = filter_fn(|event| event.target() == ACCESS);
-        layer(format, lines).with_filter(filter().and(is_access))
+        layer(format, lines).with_filter(filter.clone().and(is_access))
     });
     if access.is_some() {
-        let details = filter().max_level_hint().is_none_or(|most| most >= LevelFilter::DEBUG);
+        let details = filter.max_level_hint().is_none_or(|most| most >= LevelFilter::DEBUG);
         let lines = if details { LINES_OF_ITEMS } else { LINES_OF_CALLS };
         ACCESS_LINES.store(lines, Ordering::Relaxed);
     }
@@ -89,6 +92,11 @@ pub fn init(format: Option<LogFormat>, access: AccessLog) -> Result<Telemetry, E
         Some(access) => registry.with(access).try_init(),
         None => registry.try_init(),
     };
+    // std's own hook prints the panic's words, which may be of a request.
+    panic::set_hook(Box::new(|panic| {
+        let at = panic.location().map(ToString::to_string);
+        tracing::error!(at, "a panic; please report it as a bug");
+    }));
     Ok(Telemetry { lines, export })
 }
 
@@ -112,10 +120,14 @@ impl Telemetry {
     }
 }
 
-fn filter() -> EnvFilter {
-    EnvFilter::builder()
-        .with_default_directive(Level::INFO.into())
-        .from_env_lossy()
+fn filter() -> Result<EnvFilter, Error> {
+    let directives = match env::var(EnvFilter::DEFAULT_ENV) {
+        Ok(directives) => directives,
+        Err(env::VarError::NotPresent) => String::new(),
+        Err(env::VarError::NotUnicode(_)) => return Err(Error::Filter),
+    };
+    let filter = EnvFilter::builder().with_default_directive(Level::INFO.into());
+    filter.parse(directives).map_err(|_| Error::Filter)
 }
 
 fn layer<S, W>(format: LogFormat, writer: W) -> Box<dyn Layer<S> + Send + Sync>

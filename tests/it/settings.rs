@@ -320,3 +320,11 @@ async fn help_and_version_succeed_and_what_is_unknown_does_not() {
         assert_eq!(soon(run(command, &[])).await.0, Some(2), "{command:?}");
     }
 }
+
+#[tokio::test]
+async fn a_wrong_filter_of_the_log_is_told_like_any_setting() {
+    for wrong in ["this=is=wrong", "info,[["] {
+        let line = refused(&["--sandbox"], &[("RUST_LOG", wrong)]).await;
+        assert!(line.contains("RUST_LOG: expected a filter such as info"), "{line}");
+    }
+}
