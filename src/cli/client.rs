@@ -1,11 +1,11 @@
 //! What the commands that call a running gateway share.
 
-use std::{error::Error as _, str::FromStr, time::Duration};
+use std::{borrow::Cow, error::Error as _, str::FromStr, time::Duration};
 
 use clap::Args;
 use serde_json::{Value, json};
 use tonic::{
-    Status,
+    Code, Status, TimeoutExpired,
     metadata::{Ascii, MetadataValue},
     transport::{Channel, Endpoint},
 };
@@ -168,11 +168,22 @@ impl Output {
 
 /// Tells of an error: a program on stdout, a person on stderr.
 pub fn report(error: &Status, output: Output) -> Exit {
+    let error = &named(error);
     match output {
         Output::Json => say(format_args!("{}", json!({ "error": error_json(error) }))),
         Output::Human => complain(format_args!("{}", error_text(error))),
     }
     Exit::of(error)
+}
+
+/// tonic's client calls its own deadline, which passes beside the gateway's, a cancellation.
+fn named(error: &Status) -> Cow<'_, Status> {
+    if error.code() == Code::Cancelled && error.message() == TimeoutExpired(()).to_string() {
+        let message =
+            "no answer within the --timeout. What was sent is recorded: the same command again tells the outcome";
+        return Cow::Owned(Status::deadline_exceeded(message));
+    }
+    Cow::Borrowed(error)
 }
 
 /// Tells of settings that are wrong.

@@ -138,6 +138,19 @@ async fn add_tells_what_happened_in_words_json_and_exit_code() {
 }
 
 #[tokio::test]
+async fn an_answer_that_does_not_come_in_time_is_called_so_whoever_notices_it_first() {
+    let sandbox = surveylab().await;
+    sandbox.add_fault(Fault::hang());
+    let gateway = Gateway::start(&sandbox).await;
+    for crk in ["a", "b", "c", "d"] {
+        let (code, _, stderr) = add(&gateway, crk, &["--timeout=300ms"]).await;
+        assert_eq!(code, Some(1), "{stderr}");
+        assert!(stderr.starts_with("DEADLINE_EXCEEDED"), "{stderr}");
+        assert!(stderr.contains("the same c"), "{stderr}");
+    }
+}
+
+#[tokio::test]
 async fn add_can_be_tried_again_when_there_is_no_gateway_or_no_time() {
     let sandbox = surveylab().await;
     sandbox.add_fault(Fault::status(429).retry_after("3600"));
