@@ -379,10 +379,13 @@ fn announce(config: &Config, listeners: &Listeners, sandbox: Option<&Sandbox>) {
 }
 
 /// The bucket keeps half of a small burst back for what is held up on its way, and must not fill up with the rest while the
-/// pacer waits: timers are up to a millisecond late, and a busy machine makes them later.
+/// pacer waits: timers are up to a millisecond late, and a busy machine makes them later. A burst of 1 can make up for nothing
+/// of that, which above 4/s is more than half a percent of the rate.
 fn least_burst(period: Duration) -> u128 {
     const SLACK: Duration = Duration::from_millis(4);
-    SLACK.as_nanos().div_ceil(period.as_nanos().max(1))
+    const NO_MATTER: Duration = Duration::from_millis(250);
+    let least = if period < NO_MATTER { 2 } else { 1 };
+    SLACK.as_nanos().div_ceil(period.as_nanos().max(1)).max(least)
 }
 
 /// Settings are 32 bit; what they count is of the machine's size.

@@ -78,7 +78,7 @@ pub fn record(record: Record) -> proto::Invitation {
         created_at: Some(timestamp(record.created_at)),
         updated_at: Some(timestamp(record.updated_at)),
         added_at: record.added_at.map(timestamp),
-        last_error: record.last_error.map(status::last_error),
+        last_error: record.last_error.map(|error| status::last_error(error, record.state)),
     }
 }
 

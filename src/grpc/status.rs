@@ -9,7 +9,7 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 use crate::{
     dispatch::LATER,
     invitation::{Failure, Reason, Sent, Violation},
-    ledger::LastError,
+    ledger::{LastError, State},
 };
 
 /// `google.rpc.ErrorInfo`'s domain where the gateway decided.
@@ -264,7 +264,7 @@ pub fn forbidden(what: Forbidden) -> Status {
 }
 
 /// What the last attempt of a key failed with, as the call itself was told.
-pub fn last_error(error: LastError) -> tonic_types::Status {
+pub fn last_error(error: LastError, state: State) -> tonic_types::Status {
     let sent = match error.reason {
         Reason::OutcomeInDoubt => Sent::Unknown,
         Reason::SurveylabUnreachable => Sent::No,
@@ -272,7 +272,11 @@ pub fn last_error(error: LastError) -> tonic_types::Status {
     };
     let mut failure = Failure::new(error.reason, sent);
     failure.http_status = error.http_status;
-    rpc_status(&status(&failure))
+    let mut status = rpc_status(&status(&failure));
+    if error.reason == Reason::OutcomeInDoubt && state != State::InDoubt {
+        status.message = "a request went out and its outcome was unknown; the doubt has ended since".into();
+    }
+    status
 }
 
 /// The same as `google.rpc.Status`, for answers that carry an error inside.

@@ -164,6 +164,11 @@ async fn a_doubt_resolved_as_not_added_frees_the_key() {
     let resolved = resolve(&client, "k", Resolution::NotAdded).await.unwrap();
     assert_eq!(resolved.state(), InvitationState::Failed);
     assert_eq!(resolved.added_at, None);
+    let last_error = resolved.last_error.unwrap();
+    assert!(
+        last_error.message.ends_with("the doubt has ended since"),
+        "{last_error:?}"
+    );
     assert_eq!(sandbox.report().requests, 1);
 
     let gateway = gateway.restart().await;

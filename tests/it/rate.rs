@@ -249,13 +249,19 @@ async fn a_restart_brings_no_second_burst() {
 #[tokio::test]
 async fn a_burst_that_is_too_small_for_its_rate_is_told() {
     let sandbox = surveylab().await;
-    for (burst, is_too_small) in [(19, true), (20, false)] {
-        let options = Options::new().flag("--rate", "5000/s").flag("--burst", burst);
+    for (rate, burst, is_too_small) in [
+        ("5000/s", 19, true),
+        ("5000/s", 20, false),
+        ("20/s", 1, true),
+        ("20/s", 2, false),
+        ("4/s", 1, false),
+    ] {
+        let options = Options::new().flag("--rate", rate).flag("--burst", burst);
         let gateway = Gateway::with(options, &sandbox).await;
         assert_eq!(
             gateway.log().contains("--burst is too small for the rate"),
             is_too_small,
-            "{burst}"
+            "{rate}, {burst}"
         );
     }
 }
