@@ -30,7 +30,7 @@ const TOKEN_VARIABLE: &str = "SURVEYLAB_API_TOKEN";
 
 /// Run the gateway.
 ///
-/// Every flag can be set in the environment; of both the flag holds.
+/// Every flag can be set in the environment instead; the flag wins.
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
     /// File that holds SurveyLab's API token. Required, unless --sandbox. It is read again when it changes. The token
@@ -150,8 +150,7 @@ pub struct ServeArgs {
     #[arg(long, env = "GATEWAY_ON_SERVER_ERROR", value_enum, default_value = "retry")]
     pub on_server_error: OnServerError,
 
-    /// After so many answers 401 or 400 in a row calls fail without a request, and one at a time tests whether it is mended;
-    /// 0: never.
+    /// After so many answers 401 or 400 in a row calls fail without being sent, but for one probe at a time; 0: never.
     #[arg(long, env = "GATEWAY_BREAKER_AFTER", value_name = "COUNT", default_value = "20")]
     pub breaker_after: u32,
 

@@ -24,7 +24,16 @@
 //! before a request is read.
 //!
 //! Imports point one way: `main` → [`app`] → [`grpc`] → [`dispatch`] → [`limiter`], [`surveylab`], [`ledger`] →
-//! [`invitation`], [`clock`]. [`sandbox`] is the fake SurveyLab, for trials and tests; [`cli`] holds the commands.
+//! [`invitation`], [`clock`]. Beside that way:
+//!
+//! | what | where |
+//! |---|---|
+//! | settings; files that are read again when they change | [`config`], [`reload`] |
+//! | what is seen of it: the admin port with its page, metrics, counts for the page, logs and spans | [`admin`], [`metrics`], [`activity`], [`telemetry`], [`trace`] |
+//! | the commands, and the fake SurveyLab for trials and tests | [`cli`], [`sandbox`] |
+//! | sessions with PostgreSQL, for the ledger and for the shared rate | [`postgres`] |
+//! | sockets, signals, the service manager | [`socket`], [`shutdown`], [`supervisor`] |
+//! | a rate as it is written; places where a test has the process die | [`rate`], [`fail_point`] |
 
 pub mod activity;
 pub mod admin;

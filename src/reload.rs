@@ -155,10 +155,10 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
         match parsed.and_then(|contents| (source.parse)(&contents).map_err(Error::Parse)) {
             Ok(value) => {
                 *self.shared.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(value);
-                tracing::info!(what = source.what, "read again, as it has changed");
+                tracing::info!(what = source.what, "reloaded after a change");
             }
             Err(error) => {
-                tracing::error!(what = source.what, cause = %error, "it has changed and can't be used: what was there before stays");
+                tracing::error!(what = source.what, cause = %error, "the changed file can't be used: the previous contents stay in effect");
             }
         }
         EVERY

@@ -22,7 +22,7 @@ pub struct ProtectionArgs {
     #[arg(long, env = "GATEWAY_TLS_CLIENT_CA", value_name = "FILE", hide_env_values = true)]
     pub tls_client_ca: Option<PathBuf>,
 
-    /// Bind both ports wherever they are told to, without TLS, whoever may call: where something else protects them.
+    /// Allow any address for both ports, without TLS or credentials: where something else protects them.
     #[arg(long, env = "GATEWAY_INSECURE", value_parser = BoolishValueParser::new())]
     pub insecure: bool,
 

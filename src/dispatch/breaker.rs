@@ -353,17 +353,17 @@ impl Change {
                     Scope::Account => tracing::warn!(
                         reason,
                         refusals,
-                        "SurveyLab refuses every request: calls fail without one, but for probes"
+                        "SurveyLab refuses every request: calls fail without being sent, except probes"
                     ),
                     Scope::Collector(collector) => tracing::warn!(
                         reason,
                         refusals,
                         collector,
-                        "SurveyLab refuses every request for a collector: calls for it fail without one, but for probes"
+                        "SurveyLab refuses every request for a collector: calls for it fail without being sent, except probes"
                     ),
                 }
             }
-            Self::Closed => tracing::warn!("SurveyLab takes requests again: calls are sent"),
+            Self::Closed => tracing::warn!("SurveyLab accepts requests again: calls are sent"),
         }
     }
 }

@@ -135,10 +135,10 @@ pub(super) const ALL: [(&str, Kind, &str); 37] = [
     (
         MAX_QUEUE,
         Gauge,
-        "As many may wait, of all lanes together (--max-queue).",
+        "Most requests that may wait, of all lanes together (--max-queue).",
     ),
     (IN_FLIGHT, Gauge, "Requests between permit and answer."),
-    (MAX_IN_FLIGHT, Gauge, "As many may be in flight (--max-in-flight)."),
+    (MAX_IN_FLIGHT, Gauge, "Most requests that may be in flight (--max-in-flight)."),
     (READY, Gauge, "1 if a call could be sent now, as /readyz tells; else 0."),
     (LEDGER_UP, Gauge, "1 if the ledger can write, else 0."),
     (
@@ -149,7 +149,7 @@ pub(super) const ALL: [(&str, Kind, &str); 37] = [
     (
         COMMIT_SECONDS,
         Histogram(&COMMITS),
-        "From the begin of a batch's transaction to its commit.",
+        "From the beginning of a batch's transaction to its commit.",
     ),
     (
         LEDGER_ERRORS,

@@ -48,7 +48,7 @@ fn assert_is_turned_away(error: &Error, code: Code, reason: &str) {
 
 /// A key that was tried before, so that a look at the ledger does not count for new keys.
 async fn until_added(client: &Client, crk: &str) {
-    until("SurveyLab takes requests again", async || {
+    until("SurveyLab accepts requests again", async || {
         add(client, request(crk)).await.is_ok()
     })
     .await;
@@ -110,7 +110,7 @@ async fn after_twenty_refusals_calls_fail_without_a_request_until_one_is_taken()
     assert_eq!(added(&client, request("after")).await, Outcome::Added);
     for line in [
         "SurveyLab refuses every request: calls fail",
-        "SurveyLab takes requests again",
+        "SurveyLab accepts requests again",
     ] {
         assert_eq!(gateway.log().matches(line).count(), 1, "{line}");
     }

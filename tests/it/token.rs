@@ -70,7 +70,7 @@ fn latest_tokens(sandbox: &Sandbox, count: usize) -> Vec<String> {
 /// Returns once the gateway has read a token again.
 pub async fn until_read_again(gateway: &Gateway, times: usize) {
     until("the token is read again", async || {
-        gateway.log().matches("read again, as it has changed").count() >= times
+        gateway.log().matches("reloaded after a change").count() >= times
     })
     .await;
 }

@@ -54,7 +54,7 @@ function span(ms) {
 
 function rate(perSecond) {
   if (perSecond >= 1) return `${count(perSecond)}/s`;
-  return perSecond * 60 >= 1 ? `${count(perSecond * 60)}/min` : `${count(perSecond * 3600)}/h`;
+  return perSecond * 60 >= 1 ? `${count(perSecond * 60)}/m` : `${count(perSecond * 3600)}/h`;
 }
 
 function set(id, text) {

@@ -26,7 +26,7 @@ use crate::support::{
     watch::{soon, until},
 };
 
-const USED: &str = "read again, as it has changed";
+const USED: &str = "reloaded after a change";
 const KEPT: &str = "what was there before stays";
 
 /// Waits until the log has one more line with `text` than it had.
