@@ -41,6 +41,7 @@ pub mod grpc;
 pub mod invitation;
 pub mod ledger;
 pub mod limiter;
+pub mod method;
 pub mod metrics;
 pub mod postgres;
 pub mod rate;

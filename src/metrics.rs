@@ -21,6 +21,7 @@ use crate::{
     dispatch::Serving,
     ledger::Census,
     limiter::{Lane, Snapshot},
+    method::Method,
     proto,
 };
 use names::{
@@ -177,39 +178,6 @@ fn show(name: &'static str, label: &'static str, gauge: impl FnOnce() -> Gauge, 
 pub fn show_streams(open: usize, begun: u64) {
     gauge!(STREAMS).set(open as f64);
     counter!(STREAMS_BEGUN).absolute(begun);
-}
-
-/// By which method a call came.
-#[derive(Clone, Copy)]
-pub enum Method {
-    Add,
-    Stream,
-    Get,
-    List,
-    Resolve,
-    Status,
-}
-
-impl Method {
-    const ALL: [Self; 6] = [
-        Self::Add,
-        Self::Stream,
-        Self::Get,
-        Self::List,
-        Self::Resolve,
-        Self::Status,
-    ];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Add => "AddRespondent",
-            Self::Stream => "StreamAddRespondent",
-            Self::Get => "GetInvitation",
-            Self::List => "ListInvitations",
-            Self::Resolve => "ResolveInvitation",
-            Self::Status => "GetStatus",
-        }
-    }
 }
 
 /// How the ledger is used.

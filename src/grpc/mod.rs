@@ -3,7 +3,10 @@
 use tonic::service::Routes;
 use tonic_health::server::{HealthReporter, HealthService};
 
-use crate::proto::{self, invitation_service_server::InvitationServiceServer};
+use crate::proto::{
+    self,
+    invitation_service_server::{InvitationServiceServer, SERVICE_NAME},
+};
 
 mod access;
 mod access_log;
@@ -36,7 +39,7 @@ pub struct Health {
     reporter: HealthReporter,
 }
 
-const SERVICES: [&str; 2] = ["", "surveylab.invitation.v1.InvitationService"];
+const SERVICES: [&str; 2] = ["", SERVICE_NAME];
 
 impl Health {
     /// Serving, from the first moment on.

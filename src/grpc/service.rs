@@ -15,13 +15,13 @@ use super::{
 };
 use crate::{
     activity::{ACTIVITY, Ended},
-    callers,
     clock::{Clock, Instant, Timestamp},
     dispatch::{Answer, Dispatcher, Outcome, Trail},
     invitation::Reason,
     ledger::Resolved,
     limiter::{Lane, Queue},
-    metrics::{self, Method},
+    method::Method,
+    metrics,
     proto::{self, invitation_service_server::InvitationService},
 };
 
@@ -101,7 +101,7 @@ impl Service {
         let begin = self.clock.now();
         let trail = item.as_ref().and_then(|item| item.trail.clone());
         let answer = self.add(request, queue, deadline, trail).await;
-        count(Method::Stream, begin.elapsed(), &answer);
+        count(Method::StreamAdd, begin.elapsed(), &answer);
         if let Some(item) = item {
             item.answered(&answer);
         }
@@ -117,7 +117,7 @@ impl Service {
 pub fn count_refused(error: Status) -> Status {
     ACTIVITY.ended(Ended::Other);
     let answer: Result<(), Status> = Err(error.clone());
-    count(Method::Stream, Duration::ZERO, &answer);
+    count(Method::StreamAdd, Duration::ZERO, &answer);
     error
 }
 
@@ -183,7 +183,7 @@ impl InvitationService for Service {
             payer: access.payer(),
             lane: Lane::Unary,
         };
-        let answer = match access.collector(callers::Method::Add, &request.collector_id) {
+        let answer = match access.collector(Method::Add, &request.collector_id) {
             Ok(()) => self.add(request, queue, deadline, trail).await,
             Err(forbidden) => {
                 ACTIVITY.ended(Ended::Other);
@@ -219,7 +219,7 @@ impl InvitationService for Service {
         let access = self.access(&request)?;
         let proto::GetInvitationRequest { collector_id, crk } = request.into_inner();
         let answer = async {
-            access.collector(callers::Method::Get, &collector_id)?;
+            access.collector(Method::Get, &collector_id)?;
             let key = convert::key(collector_id, crk).map_err(|violations| status::invalid(&violations))?;
             let record = self
                 .dispatcher
@@ -239,7 +239,7 @@ impl InvitationService for Service {
         let access = self.access(&request)?;
         let request = request.into_inner();
         let answer = async {
-            access.collector(callers::Method::List, &request.collector_id)?;
+            access.collector(Method::List, &request.collector_id)?;
             let query = convert::query(request).map_err(|violations| status::invalid(&violations))?;
             let size = query.limit;
             // One more than asked for tells whether there is another page.
@@ -274,7 +274,7 @@ impl InvitationService for Service {
         let access = self.access(&request)?;
         let request = request.into_inner();
         let answer = async {
-            access.collector(callers::Method::Resolve, &request.collector_id)?;
+            access.collector(Method::Resolve, &request.collector_id)?;
             let resolution = convert::resolution(request.resolution);
             let key = convert::key(request.collector_id, request.crk);
             let (key, resolution) = match (key, resolution) {
