@@ -17,19 +17,22 @@ use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 use crate::{
+    callers::Failure,
     clock::Timestamp,
     dispatch::Serving,
+    invitation::Reason,
     ledger::Census,
     limiter::{Lane, Snapshot},
     method::Method,
     proto,
+    surveylab::Answer,
 };
 use names::{
-    ALL, ANSWER_NAMES, AUTHENTICATION_FAILURES, BATCH_SIZE, BREAKER_OPEN, BREAKER_REJECTIONS, BUILD, BURST,
-    CALL_SECONDS, CALLS, COMMIT_SECONDS, CONNECTIONS, CONNECTIONS_MADE, DOUBTS, EXPECTED_WAIT, FORBIDDEN, IN_FLIGHT,
-    KEYS, Kind, LEDGER_ERRORS, LEDGER_UP, MAX_IN_FLIGHT, MAX_QUEUE, OLDEST_DOUBT, OUTCOMES, PAUSE, PAUSED_SECONDS,
-    PAUSES, RATE, READY, REPLICAS, REQUEST_SECONDS, REQUESTS, RESPONSES, STATUSES, STREAMS, STREAMS_BEGUN, TLS_FAILED,
-    TOKENS, WAIT_SECONDS, WAITING,
+    ALL, AUTHENTICATION_FAILURES, BATCH_SIZE, BREAKER_OPEN, BREAKER_REJECTIONS, BUILD, BURST, CALL_SECONDS, CALLS,
+    COMMIT_SECONDS, CONNECTIONS, CONNECTIONS_MADE, DOUBTS, EXPECTED_WAIT, FORBIDDEN, IN_FLIGHT, KEYS, Kind,
+    LEDGER_ERRORS, LEDGER_UP, MAX_IN_FLIGHT, MAX_QUEUE, OLDEST_DOUBT, OUTCOMES, PAUSE, PAUSED_SECONDS, PAUSES, RATE,
+    READY, REPLICAS, REQUEST_SECONDS, REQUESTS, RESPONSES, STATUSES, STREAMS, STREAMS_BEGUN, TLS_FAILED, TOKENS,
+    WAIT_SECONDS, WAITING,
 };
 
 mod names;
@@ -68,11 +71,11 @@ pub fn install() -> Result<(), BuildError> {
 
 /// Counters of what seldom happens are there from the start, so that the first of its kind is a rise.
 fn begin_at_zero() {
-    for reason in ["SURVEYLAB_UNAUTHORIZED", "SURVEYLAB_BAD_REQUEST"] {
-        counter!(BREAKER_REJECTIONS, "reason" => reason).increment(0);
+    for reason in [Reason::SurveylabUnauthorized, Reason::SurveylabBadRequest] {
+        counter!(BREAKER_REJECTIONS, "reason" => reason.as_str()).increment(0);
     }
-    for why in ["missing", "token", "certificate", "mismatch"] {
-        counter!(AUTHENTICATION_FAILURES, "why" => why).increment(0);
+    for failure in Failure::ALL {
+        counter!(AUTHENTICATION_FAILURES, "why" => failure.name()).increment(0);
     }
     counter!(TLS_FAILED).increment(0);
 }
@@ -191,8 +194,8 @@ pub enum Access {
 struct Usual {
     /// In the order of `Method::ALL`.
     calls: [(Counter, Histogram); 6],
-    /// In the order of `ANSWER_NAMES`.
-    requests: [Counter; ANSWER_NAMES.len()],
+    /// In the order of `Answer::NAMES`. Each is there from the start, so that the first of its kind is a rise.
+    requests: [Counter; Answer::NAMES.len()],
     request_seconds: Histogram,
     /// Of status 200.
     ok: Counter,
@@ -223,7 +226,7 @@ static USUAL: LazyLock<Usual> = LazyLock::new(|| {
                 histogram!(CALL_SECONDS, "method" => method.name()),
             )
         }),
-        requests: ANSWER_NAMES.map(|answer| counter!(REQUESTS, "answer" => answer)),
+        requests: Answer::NAMES.map(|answer| counter!(REQUESTS, "answer" => answer)),
         request_seconds: histogram!(REQUEST_SECONDS),
         ok: responses("200"),
         outcomes: Outcomes {
@@ -278,7 +281,7 @@ pub fn outcome(outcome: proto::Outcome) {
 /// Counts a request that was made to SurveyLab, by what it came to.
 pub fn request(answer: &'static str, took: Duration) {
     let Some(usual) = usual() else { return };
-    if let Some(place) = ANSWER_NAMES.iter().position(|name| *name == answer) {
+    if let Some(place) = Answer::NAMES.iter().position(|name| *name == answer) {
         usual.requests[place].increment(1);
     }
     usual.request_seconds.record(took);

@@ -117,6 +117,8 @@ pub enum Failure {
 }
 
 impl Failure {
+    pub const ALL: [Self; 4] = [Self::Missing, Self::Token, Self::Certificate, Self::Mismatch];
+
     /// Its name in metrics and logs.
     pub fn name(self) -> &'static str {
         match self {

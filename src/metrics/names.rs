@@ -179,23 +179,6 @@ pub(super) const ALL: [(&str, Kind, &str); 37] = [
     ),
 ];
 
-/// What a request to SurveyLab comes to, as `surveylab::Answer::name` has it. Each is there from the start, so that the first of
-/// its kind is a rise.
-pub(super) const ANSWER_NAMES: [&str; 12] = [
-    "added",
-    "action_failed",
-    "bad_request",
-    "unauthorized",
-    "forbidden",
-    "not_found",
-    "rate_limited",
-    "internal_error",
-    "unavailable",
-    "unexpected_status",
-    "unreachable",
-    "in_doubt",
-];
-
 /// The statuses that have a series of their own: SurveyLab's, and what stands in front of such servers. So a server that answers
 /// anything at all makes no more than these.
 pub(super) const STATUSES: [(u16, &str); 27] = [
