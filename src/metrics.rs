@@ -14,7 +14,6 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use metrics_process::Collector;
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
-use tonic::Code;
 
 use crate::{
     callers::Failure,
@@ -222,7 +221,7 @@ static USUAL: LazyLock<Usual> = LazyLock::new(|| {
     Usual {
         calls: Method::ALL.map(|method| {
             (
-                calls(method, Code::Ok, String::new()),
+                calls(method, "OK", String::new()),
                 histogram!(CALL_SECONDS, "method" => method.name()),
             )
         }),
@@ -248,16 +247,16 @@ fn usual() -> Option<&'static Usual> {
     PROMETHEUS.get().map(|_| &*USUAL)
 }
 
-fn calls(method: Method, code: Code, reason: String) -> Counter {
-    counter!(CALLS, "method" => method.name(), "code" => code_name(code), "reason" => reason)
+fn calls(method: Method, code: &'static str, reason: String) -> Counter {
+    counter!(CALLS, "method" => method.name(), "code" => code, "reason" => reason)
 }
 
 fn responses(status: &'static str) -> Counter {
     counter!(RESPONSES, "status" => status)
 }
 
-/// Counts a call, or an item of a stream, that went well or failed with a code and a reason.
-pub fn call(method: Method, failed: Option<(Code, String)>, took: Duration) {
+/// Counts a call, or an item of a stream, that went well or failed with a code, by its name, and a reason.
+pub fn call(method: Method, failed: Option<(&'static str, String)>, took: Duration) {
     let Some(usual) = usual() else { return };
     let (good, seconds) = &usual.calls[method as usize];
     match failed {
@@ -364,27 +363,4 @@ pub fn forbidden(caller: &str, method: &'static str) {
 /// Counts a connection that ended within its TLS handshake.
 pub fn tls_handshake_failed() {
     counter!(TLS_FAILED).increment(1);
-}
-
-/// The name of a code as gRPC's documentation writes it.
-pub fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
-    }
 }

@@ -12,13 +12,12 @@ use std::{
 use hyper::{HeaderMap, Response, header::HeaderValue};
 use tonic::{Code, Status, body::Body};
 
-use super::{request_id, status};
+use super::{code::code_name, request_id, status};
 use crate::{
     callers,
     clock::Instant,
     dispatch::{Role, Trail},
     method::Method,
-    metrics::code_name,
     proto::{self, AddRespondentResponse, invitation_service_server::SERVICE_NAME},
     telemetry::{self, ACCESS},
     trace::{Caller, Trace},

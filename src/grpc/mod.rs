@@ -11,6 +11,7 @@ use crate::proto::{
 mod access;
 mod access_log;
 mod authenticate;
+mod code;
 pub(crate) mod convert;
 mod deadline;
 #[cfg(any(test, fuzzing))]
@@ -26,6 +27,7 @@ mod stream;
 pub mod tls;
 
 pub use authenticate::Guard;
+pub use code::code_name;
 pub use service::{About, Service};
 pub use stream::Streams;
 

@@ -10,6 +10,7 @@ use super::{
     access::{Access, StreamAccess},
     access_log::{Item, Record},
     authenticate::Guard,
+    code::code_name,
     convert, deadline, page_token, status,
     stream::{self, Streams},
 };
@@ -156,7 +157,8 @@ fn ended(answer: &Answer) -> Ended {
 }
 
 fn count<T>(method: Method, took: Duration, answer: &Result<T, Status>) {
-    let failed = answer.as_ref().err().map(|error| (error.code(), status::reason(error)));
+    let failed = answer.as_ref().err();
+    let failed = failed.map(|error| (code_name(error.code()), status::reason(error)));
     metrics::call(method, failed, took);
 }
 

@@ -117,7 +117,7 @@ fn is_in(path: &str, places: &[&str]) -> bool {
 #[test]
 fn each_outside_crate_has_its_place() {
     for (krate, places) in [
-        ("tonic", &["grpc/", "cli/", "app.rs", "lib.rs", "metrics.rs"][..]),
+        ("tonic", &["grpc/", "cli/", "app.rs", "lib.rs"][..]),
         // opentelemetry-otlp calls tonic's own types so.
         ("tonic_types", &["grpc/", "cli/", "telemetry/export.rs"]),
         ("tonic_health", &["grpc/", "cli/"]),
