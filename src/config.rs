@@ -13,7 +13,8 @@ use crate::{
     postgres,
     rate::Rate,
     reload,
-    surveylab::{self, NOT_A_TOKEN, Tokens, http::Endpoint},
+    surveylab::{Tokens, http::Endpoint},
+    token::{self, NOT_A_TOKEN},
 };
 
 mod protection;
@@ -322,7 +323,7 @@ fn token(args: &ServeArgs) -> Result<Tokens, Error> {
         (Some(_), Some(_)) => Err(Error::TwoTokens),
         (None, None) => Err(Error::NoToken),
         (None, Some(token)) => {
-            let token = surveylab::api_token(&token.into_string().unwrap_or_default());
+            let token = token::of(&token.into_string().unwrap_or_default());
             Ok(token.ok_or(Error::BadToken(TOKEN_VARIABLE))?.into())
         }
         (Some(path), None) => Tokens::open(path.clone()).map_err(|error| match error {

@@ -52,6 +52,7 @@ pub mod socket;
 pub mod supervisor;
 pub mod surveylab;
 pub mod telemetry;
+pub mod token;
 pub mod trace;
 
 /// The contract, generated from `proto/`.

@@ -11,7 +11,8 @@ use crate::{
     limiter,
     rate::Rate,
     sandbox,
-    surveylab::{self, http::Endpoint},
+    surveylab::http::Endpoint,
+    token,
 };
 
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -137,7 +138,7 @@ pub fn setting(data: &[u8]) {
         assert!(!host.is_empty() && !host.contains('@'), "{written}");
         assert_eq!(written.parse(), Ok(endpoint));
     }
-    if let Some(token) = surveylab::api_token(text) {
+    if let Some(token) = token::of(text) {
         let token = token.expose_secret();
         assert_eq!(token, text.trim());
         assert!(matches!(token.len(), 1..=1024) && token.bytes().all(|b| (b'!'..=b'~').contains(&b)));

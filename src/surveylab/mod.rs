@@ -12,7 +12,7 @@ use std::{fmt, time::Duration};
 
 use futures_util::future::BoxFuture;
 
-pub use self::token::{NOT_A_TOKEN, Tokens, api_token};
+pub use self::token::Tokens;
 use crate::invitation::{Invitation, Violation};
 
 /// What one request came to. Closed: every outcome of HTTP falls into one of these, once, where it enters.
