@@ -9,7 +9,7 @@ use super::{
     super::{
         id::Id,
         lease::Lease,
-        link::Link,
+        link::{Link, PATIENCE, SILENT},
         write::{self, Claimant, Writing},
     },
     step::Step,
@@ -22,8 +22,6 @@ use crate::{
     postgres::describe,
 };
 
-/// No batch takes so long: the server has ended each of its statements before.
-const PATIENCE: Duration = Duration::from_secs(15);
 /// How often a batch is tried again that the server undid for the sake of another transaction.
 const RETRIES: u32 = 6;
 /// The server may yet commit a transaction whose connection was lost: the session's timeouts bound each of its steps,
@@ -215,7 +213,7 @@ impl Session {
         };
         let Ok((begun, purged, claimed, settled, released, resolved, probed, committed)) = timeout(PATIENCE, all).await
         else {
-            return Err(Failure::Unknown("the database does not answer".into()));
+            return Err(Failure::Unknown(SILENT.into()));
         };
         // In an order in which an error that undid the transaction comes before those it led to. After an error the
         // COMMIT is a ROLLBACK, and succeeds.
