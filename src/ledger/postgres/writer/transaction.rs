@@ -10,6 +10,7 @@ use super::{
         id::Id,
         lease::Lease,
         link::{Link, PATIENCE, SILENT},
+        read::{self, Standing},
         write::{self, Claimant, Writing},
     },
     step::Step,
@@ -273,7 +274,7 @@ impl Session {
         let keys: Vec<Key> = claims.collect();
         let found = match self.link.session().await {
             Ok(session) => {
-                let looking = write::look_for(&session.client, &session.statements, &keys);
+                let looking = read::look_up(&session.client, &session.statements.look_up, &keys);
                 timeout(PATIENCE, looking).await.ok().and_then(Result::ok)
             }
             Err(_) => None,
@@ -285,7 +286,7 @@ impl Session {
             match step {
                 Step::Claim(asked) if asked.outcome.is_none() => {
                     let standing = found.next().and_then(Result::ok);
-                    let is_ours = |standing: &super::super::read::Standing| {
+                    let is_ours = |standing: &Standing| {
                         standing.pending.as_ref().is_some_and(|pending| pending.claim == stamp)
                     };
                     let claimed = standing
