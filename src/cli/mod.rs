@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 use crate::config::ServeArgs;
 
 pub mod add;
+mod bar;
 pub mod caller;
 mod client;
 mod exit;

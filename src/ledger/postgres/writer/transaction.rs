@@ -286,9 +286,8 @@ impl Session {
             match step {
                 Step::Claim(asked) if asked.outcome.is_none() => {
                     let standing = found.next().and_then(Result::ok);
-                    let is_ours = |standing: &Standing| {
-                        standing.pending.as_ref().is_some_and(|pending| pending.claim == stamp)
-                    };
+                    let is_ours =
+                        |standing: &Standing| standing.pending.as_ref().is_some_and(|pending| pending.claim == stamp);
                     let claimed = standing
                         .filter(is_ours)
                         .and_then(|standing| write::claimed(&asked.step, standing, stamp));
