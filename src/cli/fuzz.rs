@@ -5,7 +5,7 @@ use std::{ffi::OsStr, iter, os::unix::ffi::OsStrExt as _, time::Duration};
 use clap::{CommandFactory as _, Parser as _};
 use secrecy::ExposeSecret as _;
 
-use super::{Cli, Command, client::Target, usage};
+use super::{Cli, Command, client::Target, field::Field, usage};
 use crate::{
     config::{self, Config, LedgerUrl, ServeArgs, Upstream, duration},
     limiter,
@@ -39,7 +39,7 @@ pub fn settings(data: &[u8]) {
                 let config = sandbox::Config::from(args);
                 config.limit.into_iter().for_each(sandbox::fuzz::limits);
             }
-            Command::Add(args) => assert!(args.custom.iter().all(|(number, _)| (1..=8).contains(number))),
+            Command::Add(args) => assert!(args.custom.iter().all(|(field, _)| Field::CUSTOM.contains(field))),
             Command::Import(args) => assert!(!args.patience.is_zero() && args.patience <= LONGEST),
             Command::Invitations(_)
             | Command::Caller(_)

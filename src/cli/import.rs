@@ -12,12 +12,13 @@ use tokio::{sync::mpsc, task::spawn_blocking};
 use super::{
     Exit,
     client::{self, ClientArgs},
+    field::Field,
     figures::grouped,
     output::{complain, fail, say},
 };
 use crate::{config::duration, shutdown};
 
-use list::{Field, Format, List, Mapping, Rows};
+use list::{Format, List, Mapping, Rows};
 use look::{hand_over, look, may_begin};
 use origin::Origin;
 use progress::{Progress, Watch};

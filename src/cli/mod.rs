@@ -9,6 +9,7 @@ mod bar;
 pub mod caller;
 mod client;
 mod exit;
+mod field;
 mod figures;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
