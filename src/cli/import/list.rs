@@ -34,7 +34,7 @@ mod sorter;
 #[cfg(test)]
 mod tests;
 
-pub use check::{Checked, Problem, Progress, check};
+pub use check::{Checked, Checking, Problem, check};
 pub use copy::copy_rows;
 pub use error::Error;
 pub use input::{Fingerprint, Source};

@@ -66,12 +66,12 @@ pub enum Error {
 
 /// Which rows of an earlier run are to be asked about again.
 #[derive(Clone, Copy, Debug)]
-pub struct Again {
+pub struct AskAgain {
     pub failed: bool,
     pub in_doubt: bool,
 }
 
-impl Again {
+impl AskAgain {
     fn includes(self, outcome: Outcome) -> bool {
         match outcome {
             Outcome::Failed => self.failed,
@@ -146,7 +146,7 @@ pub struct Results {
 impl Results {
     /// Opens or makes the file, and reads what is in it. A record that a kill cut short is taken off the end: its row has no
     /// result yet.
-    pub fn open(path: &Path, again: Again) -> Result<(Self, Earlier), Error> {
+    pub fn open(path: &Path, again: AskAgain) -> Result<(Self, Earlier), Error> {
         let mut file = lock(path)?;
         let (mut earlier, mut whole) = read(path, &mut file)?;
         let failed = |source| Error::File {
@@ -219,7 +219,7 @@ fn read(path: &Path, file: &mut File) -> Result<(Earlier, u64), Error> {
 }
 
 /// Writes the file again without the results of rows that are to be asked about again.
-fn leave_out(path: &Path, file: &mut File, again: Again) -> Result<(), Error> {
+fn leave_out(path: &Path, file: &mut File, again: AskAgain) -> Result<(), Error> {
     // A file that is named by a link is replaced where it is.
     let real = path.canonicalize().unwrap_or_else(|_| PathBuf::from(path));
     let kept = NewFile::create(&real, Existing::Replace)?;
