@@ -333,7 +333,7 @@ fn token(args: &ServeArgs) -> Result<Tokens, Error> {
     }
 }
 
-fn address(text: &str) -> Result<SocketAddr, String> {
+pub fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse()
         .map_err(|_| "expected an IP address with a port, such as 127.0.0.1:50051 (no host names)".into())
 }
@@ -354,7 +354,7 @@ fn at_most<const MAX: u32>(text: &str) -> Result<NonZeroU32, String> {
 }
 
 /// A time span as of [`duration`], or `0s`.
-fn duration_or_zero(text: &str) -> Result<Duration, String> {
+pub fn duration_or_zero(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Ok(Duration::ZERO),
         _ => duration(text),
