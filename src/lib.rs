@@ -38,6 +38,7 @@ pub mod fail_point;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod grpc;
+mod hex;
 pub mod invitation;
 pub mod ledger;
 pub mod limiter;
