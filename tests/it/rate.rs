@@ -74,8 +74,6 @@ async fn no_window_of_time_carries_more_than_burst_and_rate_allow() {
         excess <= 3.0 * RATE * late.as_secs_f64(),
         "{excess} too many, {late:?} late"
     );
-    // How well the rate is used is measured on a paused clock; this is only against standing still.
-    assert!(took < Duration::from_secs(60), "{took:?}");
 }
 
 #[tokio::test]
