@@ -25,7 +25,7 @@ use crate::support::{
     Error, Gateway, Options,
     call::{Client, add, added, item},
     gateway::{run, surveylab},
-    request,
+    holding, request,
     watch::{resident_memory, soon, until, until_quiet, until_waiting},
 };
 
@@ -123,9 +123,7 @@ async fn calls_beyond_the_limit_are_refused_and_those_within_it_are_served() {
 #[tokio::test]
 async fn a_thousand_callers_wait_on_one_connection_and_are_all_served() {
     const COUNT: usize = 1000;
-    let sandbox = surveylab().await;
-    let gate = Gate::new();
-    sandbox.add_fault(Fault::hold(&gate));
+    let (sandbox, gate) = holding().await;
     let gateway = Gateway::with(Options::new().flag("--max-in-flight", 1), &sandbox).await;
     let client = gateway.client().await;
     let mut calls = JoinSet::new();
