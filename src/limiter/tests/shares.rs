@@ -74,7 +74,8 @@ async fn a_flood_leaves_everybody_else_their_part_of_the_queue() {
         ..settings("1/s", 1)
     });
     drop(take(&limiter, Lane::Unary).await);
-    let [flood, team, other] = [(1, Some(0.1)), (2, Some(0.25)), (3, None)].map(|(id, share)| Payer::new(id, share, 0.35));
+    let [flood, team, other] =
+        [(1, Some(0.1)), (2, Some(0.25)), (3, None)].map(|(id, share)| Payer::new(id, share, 0.35));
     // A flood takes all that nobody else wants, and then no more.
     for (payer, part) in [(flood, 10), (team, 3), (other, 7)] {
         let _gets = batch(&limiter, payer, Lane::Unary, part).await;
