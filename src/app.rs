@@ -15,6 +15,7 @@ use crate::{
     config::{Config, LedgerUrl, Upstream},
     dispatch::{self, Dispatcher},
     grpc::{self, Guard, Health, Service, tls},
+    hex::hex,
     ledger::{
         self, Ledger,
         memory::Memory,
@@ -327,11 +328,7 @@ async fn open_ledger(config: &Config, clock: &Clock) -> Result<(Arc<dyn Ledger>,
 /// A name for SurveyLab's account, the same in all replicas. Not made of the token: while it is rotated replicas have different
 /// ones, and would keep a rate each. Two accounts at one URL on one database share a rate: too slow, never too fast.
 fn account(url: &Endpoint) -> String {
-    Sha256::digest(url.to_string())
-        .iter()
-        .take(16)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex(&Sha256::digest(url.to_string())[..16]).to_string()
 }
 
 fn announce(config: &Config, listeners: &Listeners, sandbox: Option<&Sandbox>) {

@@ -13,7 +13,8 @@ use crate::{
     postgres,
     rate::Rate,
     reload,
-    surveylab::{self, NOT_A_TOKEN, Tokens, http::Endpoint},
+    surveylab::{Tokens, http::Endpoint},
+    token::{self, NOT_A_TOKEN},
 };
 
 mod protection;
@@ -321,7 +322,7 @@ fn token(args: &ServeArgs) -> Result<Tokens, Error> {
         (Some(_), Some(_)) => Err(Error::TwoTokens),
         (None, None) => Err(Error::NoToken),
         (None, Some(token)) => {
-            let token = surveylab::api_token(&token.into_string().unwrap_or_default());
+            let token = token::of(&token.into_string().unwrap_or_default());
             Ok(token.ok_or(Error::BadToken(TOKEN_VARIABLE))?.into())
         }
         (Some(path), None) => Tokens::open(path.clone()).map_err(|error| match error {
@@ -331,7 +332,7 @@ fn token(args: &ServeArgs) -> Result<Tokens, Error> {
     }
 }
 
-fn address(text: &str) -> Result<SocketAddr, String> {
+pub fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse()
         .map_err(|_| "expected an IP address with a port, such as 127.0.0.1:50051 (no host names)".into())
 }
@@ -352,7 +353,7 @@ fn at_most<const MAX: u32>(text: &str) -> Result<NonZeroU32, String> {
 }
 
 /// A time span as of [`duration`], or `0s`.
-fn duration_or_zero(text: &str) -> Result<Duration, String> {
+pub fn duration_or_zero(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Ok(Duration::ZERO),
         _ => duration(text),

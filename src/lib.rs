@@ -47,9 +47,11 @@ pub mod fail_point;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod grpc;
+mod hex;
 pub mod invitation;
 pub mod ledger;
 pub mod limiter;
+pub mod method;
 pub mod metrics;
 pub mod postgres;
 pub mod rate;
@@ -60,6 +62,7 @@ pub mod socket;
 pub mod supervisor;
 pub mod surveylab;
 pub mod telemetry;
+pub mod token;
 pub mod trace;
 
 /// The contract, generated from `proto/`.

@@ -14,21 +14,24 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use metrics_process::Collector;
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
-use tonic::Code;
 
 use crate::{
+    callers::Failure,
     clock::Timestamp,
     dispatch::Serving,
+    invitation::Reason,
     ledger::Census,
     limiter::{Lane, Snapshot},
+    method::Method,
     proto,
+    surveylab::Answer,
 };
 use names::{
-    ALL, ANSWER_NAMES, AUTHENTICATION_FAILURES, BATCH_SIZE, BREAKER_OPEN, BREAKER_REJECTIONS, BUILD, BURST,
-    CALL_SECONDS, CALLS, COMMIT_SECONDS, CONNECTIONS, CONNECTIONS_MADE, DOUBTS, EXPECTED_WAIT, FORBIDDEN, IN_FLIGHT,
-    KEYS, Kind, LEDGER_ERRORS, LEDGER_UP, MAX_IN_FLIGHT, MAX_QUEUE, OLDEST_DOUBT, OUTCOMES, PAUSE, PAUSED_SECONDS,
-    PAUSES, RATE, READY, REPLICAS, REQUEST_SECONDS, REQUESTS, RESPONSES, STATUSES, STREAMS, STREAMS_BEGUN, TLS_FAILED,
-    TOKENS, WAIT_SECONDS, WAITING,
+    ALL, AUTHENTICATION_FAILURES, BATCH_SIZE, BREAKER_OPEN, BREAKER_REJECTIONS, BUILD, BURST, CALL_SECONDS, CALLS,
+    COMMIT_SECONDS, CONNECTIONS, CONNECTIONS_MADE, DOUBTS, EXPECTED_WAIT, FORBIDDEN, IN_FLIGHT, KEYS, Kind,
+    LEDGER_ERRORS, LEDGER_UP, MAX_IN_FLIGHT, MAX_QUEUE, OLDEST_DOUBT, OUTCOMES, PAUSE, PAUSED_SECONDS, PAUSES, RATE,
+    READY, REPLICAS, REQUEST_SECONDS, REQUESTS, RESPONSES, STATUSES, STREAMS, STREAMS_BEGUN, TLS_FAILED, TOKENS,
+    WAIT_SECONDS, WAITING,
 };
 
 mod names;
@@ -67,11 +70,11 @@ pub fn install() -> Result<(), BuildError> {
 
 /// Counters of what seldom happens are there from the start, so that the first of its kind is a rise.
 fn begin_at_zero() {
-    for reason in ["SURVEYLAB_UNAUTHORIZED", "SURVEYLAB_BAD_REQUEST"] {
-        counter!(BREAKER_REJECTIONS, "reason" => reason).increment(0);
+    for reason in [Reason::SurveylabUnauthorized, Reason::SurveylabBadRequest] {
+        counter!(BREAKER_REJECTIONS, "reason" => reason.as_str()).increment(0);
     }
-    for why in ["missing", "token", "certificate", "mismatch"] {
-        counter!(AUTHENTICATION_FAILURES, "why" => why).increment(0);
+    for failure in Failure::ALL {
+        counter!(AUTHENTICATION_FAILURES, "why" => failure.name()).increment(0);
     }
     counter!(TLS_FAILED).increment(0);
 }
@@ -179,39 +182,6 @@ pub fn show_streams(open: usize, begun: u64) {
     counter!(STREAMS_BEGUN).absolute(begun);
 }
 
-/// By which method a call came.
-#[derive(Clone, Copy)]
-pub enum Method {
-    Add,
-    Stream,
-    Get,
-    List,
-    Resolve,
-    Status,
-}
-
-impl Method {
-    const ALL: [Self; 6] = [
-        Self::Add,
-        Self::Stream,
-        Self::Get,
-        Self::List,
-        Self::Resolve,
-        Self::Status,
-    ];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Add => "AddRespondent",
-            Self::Stream => "StreamAddRespondent",
-            Self::Get => "GetInvitation",
-            Self::List => "ListInvitations",
-            Self::Resolve => "ResolveInvitation",
-            Self::Status => "GetStatus",
-        }
-    }
-}
-
 /// How the ledger is used.
 #[derive(Clone, Copy)]
 pub enum Access {
@@ -223,8 +193,8 @@ pub enum Access {
 struct Usual {
     /// In the order of `Method::ALL`.
     calls: [(Counter, Histogram); 6],
-    /// In the order of `ANSWER_NAMES`.
-    requests: [Counter; ANSWER_NAMES.len()],
+    /// In the order of `Answer::NAMES`. Each is there from the start, so that the first of its kind is a rise.
+    requests: [Counter; Answer::NAMES.len()],
     request_seconds: Histogram,
     /// Of status 200.
     ok: Counter,
@@ -251,11 +221,11 @@ static USUAL: LazyLock<Usual> = LazyLock::new(|| {
     Usual {
         calls: Method::ALL.map(|method| {
             (
-                calls(method, Code::Ok, String::new()),
+                calls(method, "OK", String::new()),
                 histogram!(CALL_SECONDS, "method" => method.name()),
             )
         }),
-        requests: ANSWER_NAMES.map(|answer| counter!(REQUESTS, "answer" => answer)),
+        requests: Answer::NAMES.map(|answer| counter!(REQUESTS, "answer" => answer)),
         request_seconds: histogram!(REQUEST_SECONDS),
         ok: responses("200"),
         outcomes: Outcomes {
@@ -277,16 +247,16 @@ fn usual() -> Option<&'static Usual> {
     PROMETHEUS.get().map(|_| &*USUAL)
 }
 
-fn calls(method: Method, code: Code, reason: String) -> Counter {
-    counter!(CALLS, "method" => method.name(), "code" => code_name(code), "reason" => reason)
+fn calls(method: Method, code: &'static str, reason: String) -> Counter {
+    counter!(CALLS, "method" => method.name(), "code" => code, "reason" => reason)
 }
 
 fn responses(status: &'static str) -> Counter {
     counter!(RESPONSES, "status" => status)
 }
 
-/// Counts a call, or an item of a stream, that went well or failed with a code and a reason.
-pub fn call(method: Method, failed: Option<(Code, String)>, took: Duration) {
+/// Counts a call, or an item of a stream, that went well or failed with a code, by its name, and a reason.
+pub fn call(method: Method, failed: Option<(&'static str, String)>, took: Duration) {
     let Some(usual) = usual() else { return };
     let (good, seconds) = &usual.calls[method as usize];
     match failed {
@@ -310,7 +280,7 @@ pub fn outcome(outcome: proto::Outcome) {
 /// Counts a request that was made to SurveyLab, by what it came to.
 pub fn request(answer: &'static str, took: Duration) {
     let Some(usual) = usual() else { return };
-    if let Some(place) = ANSWER_NAMES.iter().position(|name| *name == answer) {
+    if let Some(place) = Answer::NAMES.iter().position(|name| *name == answer) {
         usual.requests[place].increment(1);
     }
     usual.request_seconds.record(took);
@@ -393,27 +363,4 @@ pub fn forbidden(caller: &str, method: &'static str) {
 /// Counts a connection that ended within its TLS handshake.
 pub fn tls_handshake_failed() {
     counter!(TLS_FAILED).increment(1);
-}
-
-/// The name of a code as gRPC's documentation writes it.
-pub fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
-    }
 }

@@ -12,6 +12,8 @@ use axum::{
 };
 use sha2::{Digest as _, Sha256};
 
+use crate::hex::hex;
+
 /// Nothing but the gateway's own files, and nothing written into the page itself.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
@@ -101,9 +103,8 @@ fn answer(index: usize, request: &HeaderMap) -> Response {
 
 fn tag(text: &str) -> HeaderValue {
     let hash = Sha256::digest(text);
-    let hex: String = hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
     // Hex digits are always a header's value.
-    HeaderValue::try_from(format!("\"{hex}\"")).unwrap_or(HeaderValue::from_static("\"\""))
+    HeaderValue::try_from(format!("\"{}\"", hex(&hash[..16]))).unwrap_or(HeaderValue::from_static("\"\""))
 }
 
 /// Answers only to hosts that no stranger's name can stand for, and says what a browser may do with the answer.

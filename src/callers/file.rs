@@ -6,8 +6,9 @@ use std::{borrow::Cow, collections::HashMap};
 
 use toml_edit::{Document, Item, Table, Value};
 
-use super::{Error, Method, Methods, Share, TokenHash, Wrong, token};
+use super::{Error, Methods, Share, TokenHash, Wrong, token};
 use crate::invitation::collector_id;
+use crate::method::Method;
 
 const KEYS: [&str; 7] = ["name", "tokens", "names", "collectors", "methods", "operator", "share"];
 const MAX_NAME: usize = 64;

@@ -9,7 +9,10 @@ use std::{
 
 use subtle::ConditionallySelectable as _;
 
-use crate::reload::{self, Reloaded};
+use crate::{
+    method::Method,
+    reload::{self, Reloaded},
+};
 
 mod edit;
 mod file;
@@ -18,7 +21,7 @@ mod token;
 
 pub use edit::{Draft, add, rotate};
 pub use file::{Entry, read};
-pub use rights::{Method, Methods, Share};
+pub use rights::{Methods, Share};
 pub use token::{Token, TokenHash};
 
 #[cfg(test)]
@@ -114,6 +117,8 @@ pub enum Failure {
 }
 
 impl Failure {
+    pub const ALL: [Self; 4] = [Self::Missing, Self::Token, Self::Certificate, Self::Mismatch];
+
     /// Its name in metrics and logs.
     pub fn name(self) -> &'static str {
         match self {

@@ -1,48 +1,6 @@
 //! What a caller may do.
 
-/// A method of the contract, as the callers' file names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
-    Add,
-    StreamAdd,
-    Get,
-    List,
-    Resolve,
-    Status,
-}
-
-impl Method {
-    pub const ALL: [Self; 6] = [
-        Self::Add,
-        Self::StreamAdd,
-        Self::Get,
-        Self::List,
-        Self::Resolve,
-        Self::Status,
-    ];
-
-    /// Its name in the contract.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Add => "AddRespondent",
-            Self::StreamAdd => "StreamAddRespondent",
-            Self::Get => "GetInvitation",
-            Self::List => "ListInvitations",
-            Self::Resolve => "ResolveInvitation",
-            Self::Status => "GetStatus",
-        }
-    }
-
-    /// The method with a name of the contract.
-    pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|method| method.name() == name)
-    }
-
-    /// It shows or changes what other callers have done.
-    pub fn is_for_operators(self) -> bool {
-        matches!(self, Self::List | Self::Resolve)
-    }
-}
+use crate::method::Method;
 
 /// A set of methods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

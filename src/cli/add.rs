@@ -6,6 +6,7 @@ use serde_json::json;
 use super::{
     Exit,
     client::{ClientArgs, Output, report, time_text, wrong},
+    field::Field,
     output::say,
 };
 use crate::proto::{AddRespondentRequest, AddRespondentResponse, Outcome};
@@ -50,7 +51,7 @@ pub struct AddArgs {
 
     /// One of the eight custom fields, such as --custom 3=gold; may be given several times.
     #[arg(long = "custom", value_name = "N=TEXT", value_parser = custom)]
-    pub custom: Vec<(usize, String)>,
+    pub custom: Vec<(Field, String)>,
 
     /// Send again although an earlier attempt may have reached SurveyLab.
     #[arg(long)]
@@ -68,11 +69,12 @@ pub struct AddArgs {
     pub client: ClientArgs,
 }
 
-fn custom(text: &str) -> Result<(usize, String), &'static str> {
+fn custom(text: &str) -> Result<(Field, String), &'static str> {
     let wrong = "expected N=TEXT with N from 1 to 8";
     let (number, value) = text.split_once('=').ok_or(wrong)?;
-    let number = number.parse().ok().filter(|n| (1..=8).contains(n)).ok_or(wrong)?;
-    Ok((number, value.to_string()))
+    let index = number.parse::<usize>().ok().and_then(|number| number.checked_sub(1));
+    let field = index.and_then(|index| Field::CUSTOM.get(index)).ok_or(wrong)?;
+    Ok((*field, value.to_string()))
 }
 
 /// Makes the call, and prints what came of it.
@@ -109,18 +111,8 @@ fn request(args: AddArgs) -> AddRespondentRequest {
         validate_only: args.validate_only,
         ..Default::default()
     };
-    for (number, value) in args.custom {
-        let field = match number {
-            1 => &mut request.custom1,
-            2 => &mut request.custom2,
-            3 => &mut request.custom3,
-            4 => &mut request.custom4,
-            5 => &mut request.custom5,
-            6 => &mut request.custom6,
-            7 => &mut request.custom7,
-            _ => &mut request.custom8,
-        };
-        *field = value;
+    for (field, value) in args.custom {
+        *field.get_mut(&mut request) = value;
     }
     request
 }

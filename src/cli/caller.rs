@@ -13,7 +13,10 @@ use super::{
     new_file::{self, Existing, NewFile},
     output::{complain, fail, say},
 };
-use crate::callers::{self, Draft, Entry, Method, Token, TokenHash, Wrong};
+use crate::{
+    callers::{self, Draft, Entry, Token, TokenHash, Wrong},
+    method::Method,
+};
 
 /// Make tokens for callers, and check the file that knows them (`serve --callers`).
 ///

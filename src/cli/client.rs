@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     config::duration,
-    metrics::code_name,
+    grpc::code_name,
     proto::{Invitation, InvitationState, invitation_service_client::InvitationServiceClient},
 };
 

@@ -5,13 +5,14 @@ use std::{ffi::OsStr, iter, os::unix::ffi::OsStrExt as _, time::Duration};
 use clap::{CommandFactory as _, Parser as _};
 use secrecy::ExposeSecret as _;
 
-use super::{Cli, Command, client::Target, usage};
+use super::{Cli, Command, client::Target, field::Field, usage};
 use crate::{
     config::{self, Config, LedgerUrl, ServeArgs, Upstream, duration},
     limiter,
     rate::Rate,
     sandbox,
-    surveylab::{self, http::Endpoint},
+    surveylab::http::Endpoint,
+    token,
 };
 
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -38,7 +39,7 @@ pub fn settings(data: &[u8]) {
                 let config = sandbox::Config::from(args);
                 config.limit.into_iter().for_each(sandbox::fuzz::limits);
             }
-            Command::Add(args) => assert!(args.custom.iter().all(|(number, _)| (1..=8).contains(number))),
+            Command::Add(args) => assert!(args.custom.iter().all(|(field, _)| Field::CUSTOM.contains(field))),
             Command::Import(args) => assert!(!args.patience.is_zero() && args.patience <= LONGEST),
             Command::Invitations(_)
             | Command::Caller(_)
@@ -137,7 +138,7 @@ pub fn setting(data: &[u8]) {
         assert!(!host.is_empty() && !host.contains('@'), "{written}");
         assert_eq!(written.parse(), Ok(endpoint));
     }
-    if let Some(token) = surveylab::api_token(text) {
+    if let Some(token) = token::of(text) {
         let token = token.expose_secret();
         assert_eq!(token, text.trim());
         assert!(matches!(token.len(), 1..=1024) && token.bytes().all(|b| (b'!'..=b'~').contains(&b)));

@@ -12,17 +12,18 @@ use tokio::{sync::mpsc, task::spawn_blocking};
 use super::{
     Exit,
     client::{self, ClientArgs},
+    field::Field,
     figures::grouped,
     output::{complain, fail, say},
 };
 use crate::{config::duration, shutdown};
 
-use list::{Field, Format, List, Mapping, Rows};
+use list::{Format, List, Mapping, Rows};
 use look::{hand_over, look, may_begin};
 use origin::Origin;
 use progress::{Progress, Watch};
 use report::{tell, tell_of_dry_run, write_failed};
-use results::{Again, Earlier, Results};
+use results::{AskAgain, Earlier, Results};
 use send::{Ended, Purpose, Sending, Setup};
 use tally::Tally;
 
@@ -175,7 +176,7 @@ async fn import(args: &ImportArgs) -> Result<Exit, Failure> {
     complain(format_args!("{}", list.describe()));
     let (file, earlier) = match results.clone() {
         Some(path) => {
-            let again = Again {
+            let again = AskAgain {
                 failed: args.retry_failed,
                 in_doubt: args.retry_in_doubt,
             };

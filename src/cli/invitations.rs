@@ -11,7 +11,7 @@ use super::{
     output::say,
 };
 use crate::{
-    metrics::code_name,
+    grpc::code_name,
     proto::{
         GetInvitationRequest, Invitation, InvitationState, ListInvitationsRequest, Resolution, ResolveInvitationRequest,
     },

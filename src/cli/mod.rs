@@ -5,9 +5,11 @@ use clap::{Parser, Subcommand};
 use crate::config::ServeArgs;
 
 pub mod add;
+mod bar;
 pub mod caller;
 mod client;
 mod exit;
+mod field;
 mod figures;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::output::say;
 use crate::{
+    config::{address, duration_or_zero},
     rate::Rate,
     sandbox::{Config, FAULT_HELP, Fault, Limit, OnRepeat, Sandbox},
 };
@@ -20,7 +21,8 @@ pub struct SandboxArgs {
         long,
         env = "SANDBOX_LISTEN",
         value_name = "ADDRESS",
-        default_value = "127.0.0.1:8081"
+        default_value = "127.0.0.1:8081",
+        value_parser = address
     )]
     pub listen: SocketAddr,
 
@@ -47,7 +49,7 @@ pub struct SandboxArgs {
 
     /// Time before every answer, such as 50ms.
     #[arg(long, env = "SANDBOX_LATENCY", value_name = "TIME", default_value = "0s")]
-    #[arg(value_parser = humantime::parse_duration)]
+    #[arg(value_parser = duration_or_zero)]
     pub latency: Duration,
 
     /// What to do with a crk that its collector already has.

@@ -5,16 +5,13 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
 };
 
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Answer, Call, Outcome, trail::Effort};
+use super::{Answer, Call, trail::Effort};
 use crate::{
     clock::Instant,
     invitation::{Failure, Fingerprint, Key},
@@ -22,6 +19,10 @@ use crate::{
     limiter::{Arrival, Lane, Queue},
     trace::Trace,
 };
+
+mod seat;
+
+pub use seat::Seat;
 
 /// How far a flight has come, as those who wait for it see it.
 #[derive(Clone, Debug)]
@@ -175,7 +176,7 @@ impl InFlight {
                 if seats.terms.improve(Terms::of(call)) {
                     seats.flight.improved.notify_one();
                 }
-                Entered::Joins(self.seat(&seats.flight, call.doubt))
+                Entered::Joins(Seat::new(self, &seats.flight, call.doubt))
             }
             Entry::Vacant(entry) => {
                 let flight = Arc::new(Flight {
@@ -203,7 +204,7 @@ impl InFlight {
                 seats.take(call.doubt);
                 entry.insert(seats);
                 Entered::Leads(Lead {
-                    seat: self.seat(&flight, call.doubt),
+                    seat: Seat::new(self, &flight, call.doubt),
                     landing: Landing {
                         in_flight: self.clone(),
                         flight,
@@ -317,16 +318,6 @@ impl InFlight {
         Arc::ptr_eq(&seats.flight, flight).then(|| f(seats))
     }
 
-    fn seat(self: &Arc<Self>, flight: &Arc<Flight>, doubt: Doubt) -> Seat {
-        Seat {
-            doubt,
-            is_taken: true,
-            in_flight: self.clone(),
-            flight: flight.clone(),
-            progress: flight.progress.subscribe(),
-        }
-    }
-
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Seats>> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -340,69 +331,6 @@ pub enum Observed {
     /// Whose the key is will be known as soon as a claim is answered.
     Undecided(watch::Receiver<Progress>),
     UnderWay(watch::Receiver<Progress>),
-}
-
-/// A caller's interest in a flight. Dropping it withdraws the interest.
-pub struct Seat {
-    doubt: Doubt,
-    /// Not given back yet.
-    is_taken: bool,
-    in_flight: Arc<InFlight>,
-    flight: Arc<Flight>,
-    progress: watch::Receiver<Progress>,
-}
-
-impl Seat {
-    pub fn flight(&self) -> &Arc<Flight> {
-        &self.flight
-    }
-
-    /// Waits for the answer; `None` if the flight ended without one.
-    pub async fn answer(&mut self) -> Option<Answer> {
-        let ended = |progress: &Progress| matches!(progress, Progress::Done(_) | Progress::Gone);
-        let progress = self.progress.wait_for(ended).await.map(|progress| progress.clone());
-        match progress {
-            Ok(Progress::Done(answer)) => Some(self.credit(answer)),
-            _ => None,
-        }
-    }
-
-    /// Waits until nothing is on the wire, and tells what is then.
-    pub async fn off_the_wire(&mut self) -> Progress {
-        let off = |progress: &Progress| !progress.is_on_the_wire();
-        let progress = self.progress.wait_for(off).await.map(|progress| progress.clone());
-        match progress {
-            Ok(Progress::Done(answer)) => Progress::Done(self.credit(answer)),
-            Ok(progress) => progress,
-            Err(_) => Progress::Gone,
-        }
-    }
-
-    /// Withdraws the interest while nothing can be on the wire: from then on nothing goes there for this caller. False, and
-    /// nothing done, where something can be, or the flight has ended.
-    pub fn withdraw(&mut self) -> bool {
-        let withdrawn = self.in_flight.leave(&self.flight, self.doubt, |seats| !seats.committed);
-        self.is_taken &= !withdrawn;
-        withdrawn
-    }
-
-    /// Exactly one of those who waited for the request has added the respondent.
-    fn credit(&self, answer: Answer) -> Answer {
-        match answer {
-            Ok(Outcome::Added(added)) if self.flight.credited.swap(true, Ordering::Relaxed) => {
-                Ok(Outcome::Duplicate(added))
-            }
-            other => other,
-        }
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        if self.is_taken {
-            self.in_flight.leave(&self.flight, self.doubt, |_| true);
-        }
-    }
 }
 
 /// The first caller of a flight: it lands the flight where the ledger knows the key, or else sends it off.

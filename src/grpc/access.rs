@@ -9,8 +9,9 @@ use super::{
     status::{self, Forbidden},
 };
 use crate::{
-    callers::{Caller, Method, Share},
+    callers::{Caller, Share},
     limiter::Payer,
+    method::Method,
 };
 
 /// What one call may do: everything, where no callers are configured.

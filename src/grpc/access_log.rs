@@ -12,27 +12,16 @@ use std::{
 use hyper::{HeaderMap, Response, header::HeaderValue};
 use tonic::{Code, Status, body::Body};
 
-use super::{request_id, status};
+use super::{code::code_name, request_id, status};
 use crate::{
     callers,
     clock::Instant,
     dispatch::{Role, Trail},
-    metrics::code_name,
-    proto::{self, AddRespondentResponse},
+    method::Method,
+    proto::{self, AddRespondentResponse, invitation_service_server::SERVICE_NAME},
     telemetry::{self, ACCESS},
     trace::{Caller, Trace},
 };
-
-/// The service's methods: their paths and, behind the slash, their spans' names. Of health and reflection there is neither
-/// a line nor a span: probes would be most of both.
-const METHODS: [&str; 6] = [
-    "/surveylab.invitation.v1.InvitationService/AddRespondent",
-    "/surveylab.invitation.v1.InvitationService/StreamAddRespondent",
-    "/surveylab.invitation.v1.InvitationService/GetInvitation",
-    "/surveylab.invitation.v1.InvitationService/ListInvitations",
-    "/surveylab.invitation.v1.InvitationService/ResolveInvitation",
-    "/surveylab.invitation.v1.InvitationService/GetStatus",
-];
 
 /// What there is of a call before it is read.
 pub struct Arrival {
@@ -44,10 +33,8 @@ pub struct Arrival {
 impl Arrival {
     pub fn of(path: &str, headers: &HeaderMap, peer: Option<SocketAddr>) -> Self {
         let caller = Caller::of(headers);
-        let method = METHODS
-            .iter()
-            .find(|method| **method == path)
-            .map(|method| &method[1..]);
+        // Of health and reflection there is neither a line nor a span: probes would be most of both.
+        let method = Method::at(path);
         let trace = method.map_or_else(Trace::default, |method| of_call(method, &caller));
         let watched = method.filter(|_| telemetry::logs_calls() || trace.is_recorded());
         let trace_id = trace.id().or_else(|| caller.trace_id());
@@ -58,7 +45,7 @@ impl Arrival {
                 request_id::text(&request_id).to_string(),
             );
             Arc::new(Record {
-                method: method.rsplit_once('/').map_or(method, |(_, name)| name),
+                method,
                 request_id: request_id.clone(),
                 trace_id,
                 peer,
@@ -74,12 +61,11 @@ impl Arrival {
 }
 
 /// By OpenTelemetry's conventions for gRPC.
-fn of_call(name: &'static str, caller: &Caller) -> Trace {
-    let trace = Trace::of_call(name, caller);
-    let (service, method) = name.split_once('/').unwrap_or(("", name));
+fn of_call(method: Method, caller: &Caller) -> Trace {
+    let trace = Trace::of_call(method.path().trim_start_matches('/'), caller);
     trace.set("rpc.system", "grpc");
-    trace.set("rpc.service", service);
-    trace.set("rpc.method", method);
+    trace.set("rpc.service", SERVICE_NAME);
+    trace.set("rpc.method", method.name());
     trace
 }
 
@@ -166,7 +152,7 @@ impl Outcome {
 
 /// A call under way. Its line is written and its span ends when the last one drops it, whatever became of the call.
 pub struct Record {
-    method: &'static str,
+    method: Method,
     request_id: HeaderValue,
     trace_id: Option<String>,
     peer: Option<SocketAddr>,
@@ -298,10 +284,10 @@ impl Drop for Record {
         result.tell(&self.trail);
         let spent = self.trail.spent();
         let key = self.trail.key();
-        let items = (self.method == "StreamAddRespondent").then(|| self.items.counts());
+        let items = self.method.is_stream().then(|| self.items.counts());
         tracing::info!(
             target: ACCESS,
-            method = self.method,
+            method = self.method.name(),
             code = code_name(result.code),
             reason = said(&result.reason),
             request_id = request_id::text(&self.request_id),

@@ -3,11 +3,15 @@
 use tonic::service::Routes;
 use tonic_health::server::{HealthReporter, HealthService};
 
-use crate::proto::{self, invitation_service_server::InvitationServiceServer};
+use crate::proto::{
+    self,
+    invitation_service_server::{InvitationServiceServer, SERVICE_NAME},
+};
 
 mod access;
 mod access_log;
 mod authenticate;
+mod code;
 pub(crate) mod convert;
 mod deadline;
 #[cfg(any(test, fuzzing))]
@@ -23,6 +27,7 @@ mod stream;
 pub mod tls;
 
 pub use authenticate::Guard;
+pub use code::code_name;
 pub use service::{About, Service};
 pub use stream::Streams;
 
@@ -36,7 +41,7 @@ pub struct Health {
     reporter: HealthReporter,
 }
 
-const SERVICES: [&str; 2] = ["", "surveylab.invitation.v1.InvitationService"];
+const SERVICES: [&str; 2] = ["", SERVICE_NAME];
 
 impl Health {
     /// Serving, from the first moment on.

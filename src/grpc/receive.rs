@@ -27,7 +27,7 @@ use tonic::{Status, body::Body, service::Routes};
 use super::{
     MAX_MESSAGE, access_log::Arrival, authenticate::Door, peer::Peer, request_id, server::places::Calls, status,
 };
-use crate::callers::Caller;
+use crate::{callers::Caller, method::Method};
 
 /// Bytes that all large half-received messages of one connection may take together: room for 29 of the largest at once.
 const MAX_UNFINISHED: usize = 4 * 1024 * 1024;
@@ -36,9 +36,8 @@ const MAX_UNFINISHED: usize = 4 * 1024 * 1024;
 /// that waits for the rate limit may hold half of one for hours.
 const SMALL: u32 = 16 * 1024;
 
-/// The methods whose request is a stream: it may rest between two messages for as long as the caller likes.
-const STREAMS: [&str; 3] = [
-    "/surveylab.invitation.v1.InvitationService/StreamAddRespondent",
+/// The methods beside the contract's whose request is a stream.
+const REFLECTION: [&str; 2] = [
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ];
@@ -87,11 +86,7 @@ impl Service<Request<Incoming>> for Receive {
     type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        let shape = if STREAMS.contains(&request.uri().path()) {
-            Shape::Stream
-        } else {
-            Shape::Unary
-        };
+        let shape = Shape::of(request.uri().path());
         let Arrival { request_id, record } = Arrival::of(request.uri().path(), request.headers(), self.address);
         if let Some(peer) = &self.peer {
             request.extensions_mut().insert(peer.clone());
@@ -149,7 +144,18 @@ fn with_details(response: Response<Body>) -> Response<Body> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Shape {
     Unary,
+    /// It may rest between two messages for as long as the caller likes.
     Stream,
+}
+
+impl Shape {
+    fn of(path: &str) -> Self {
+        if Method::at(path).is_some_and(Method::is_stream) || REFLECTION.contains(&path) {
+            Self::Stream
+        } else {
+            Self::Unary
+        }
+    }
 }
 
 /// A request's body. It only counts time in which its reader waits for the peer: a stream that is not read while its
@@ -291,7 +297,6 @@ mod tests {
 
     #[test]
     fn the_methods_that_take_streams_are_those_of_the_contracts() {
-        let mut found = Vec::new();
         for descriptors in [
             crate::proto::DESCRIPTORS,
             tonic_health::pb::FILE_DESCRIPTOR_SET,
@@ -300,13 +305,13 @@ mod tests {
         ] {
             for file in FileDescriptorSet::decode(descriptors).unwrap().file {
                 for service in &file.service {
-                    let streams = service.method.iter().filter(|method| method.client_streaming());
-                    let path = |name| format!("/{}.{}/{name}", file.package(), service.name());
-                    found.extend(streams.map(|method| path(method.name())));
+                    for method in &service.method {
+                        let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                        assert_eq!(Shape::of(&path) == Shape::Stream, method.client_streaming(), "{path}");
+                    }
                 }
             }
         }
-        assert_eq!(found, STREAMS);
     }
 
     proptest! {

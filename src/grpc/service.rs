@@ -10,18 +10,19 @@ use super::{
     access::{Access, StreamAccess},
     access_log::{Item, Record},
     authenticate::Guard,
+    code::code_name,
     convert, deadline, page_token, status,
     stream::{self, Streams},
 };
 use crate::{
     activity::{ACTIVITY, Ended},
-    callers,
     clock::{Clock, Instant, Timestamp},
     dispatch::{Answer, Dispatcher, Outcome, Trail},
     invitation::Reason,
     ledger::Resolved,
     limiter::{Lane, Queue},
-    metrics::{self, Method},
+    method::Method,
+    metrics,
     proto::{self, invitation_service_server::InvitationService},
 };
 
@@ -101,7 +102,7 @@ impl Service {
         let begin = self.clock.now();
         let trail = item.as_ref().and_then(|item| item.trail.clone());
         let answer = self.add(request, queue, deadline, trail).await;
-        count(Method::Stream, begin.elapsed(), &answer);
+        count(Method::StreamAdd, begin.elapsed(), &answer);
         if let Some(item) = item {
             item.answered(&answer);
         }
@@ -117,7 +118,7 @@ impl Service {
 pub fn count_refused(error: Status) -> Status {
     ACTIVITY.ended(Ended::Other);
     let answer: Result<(), Status> = Err(error.clone());
-    count(Method::Stream, Duration::ZERO, &answer);
+    count(Method::StreamAdd, Duration::ZERO, &answer);
     error
 }
 
@@ -156,7 +157,8 @@ fn ended(answer: &Answer) -> Ended {
 }
 
 fn count<T>(method: Method, took: Duration, answer: &Result<T, Status>) {
-    let failed = answer.as_ref().err().map(|error| (error.code(), status::reason(error)));
+    let failed = answer.as_ref().err();
+    let failed = failed.map(|error| (code_name(error.code()), status::reason(error)));
     metrics::call(method, failed, took);
 }
 
@@ -183,7 +185,7 @@ impl InvitationService for Service {
             payer: access.payer(),
             lane: Lane::Unary,
         };
-        let answer = match access.collector(callers::Method::Add, &request.collector_id) {
+        let answer = match access.collector(Method::Add, &request.collector_id) {
             Ok(()) => self.add(request, queue, deadline, trail).await,
             Err(forbidden) => {
                 ACTIVITY.ended(Ended::Other);
@@ -219,7 +221,7 @@ impl InvitationService for Service {
         let access = self.access(&request)?;
         let proto::GetInvitationRequest { collector_id, crk } = request.into_inner();
         let answer = async {
-            access.collector(callers::Method::Get, &collector_id)?;
+            access.collector(Method::Get, &collector_id)?;
             let key = convert::key(collector_id, crk).map_err(|violations| status::invalid(&violations))?;
             let record = self
                 .dispatcher
@@ -239,7 +241,7 @@ impl InvitationService for Service {
         let access = self.access(&request)?;
         let request = request.into_inner();
         let answer = async {
-            access.collector(callers::Method::List, &request.collector_id)?;
+            access.collector(Method::List, &request.collector_id)?;
             let query = convert::query(request).map_err(|violations| status::invalid(&violations))?;
             let size = query.limit;
             // One more than asked for tells whether there is another page.
@@ -274,7 +276,7 @@ impl InvitationService for Service {
         let access = self.access(&request)?;
         let request = request.into_inner();
         let answer = async {
-            access.collector(callers::Method::Resolve, &request.collector_id)?;
+            access.collector(Method::Resolve, &request.collector_id)?;
             let resolution = convert::resolution(request.resolution);
             let key = convert::key(request.collector_id, request.crk);
             let (key, resolution) = match (key, resolution) {

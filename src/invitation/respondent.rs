@@ -2,6 +2,8 @@ use std::{fmt, sync::Arc};
 
 use sha2::{Digest, Sha256};
 
+use crate::hex::hex;
+
 /// The idempotency key: SurveyLab's collector and the response key. The same crk in another collector is another
 /// invitation. Ordered by collector, then crk, both bytewise: the order of every listing.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -94,10 +96,7 @@ impl Fingerprint {
 
 impl fmt::Debug for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for byte in &self.0[..4] {
-            write!(f, "{byte:02x}")?;
-        }
-        f.write_str("…")
+        write!(f, "{}…", hex(&self.0[..4]))
     }
 }
 

@@ -31,13 +31,15 @@ trait Backend: Sized {
     fn ledger(&self) -> &Self::Ledger;
     /// The ledger's census with all steps that were answered before. Of one that only estimates some of it, without that.
     async fn census(&self) -> Census {
-        let mut census = self.ledger().census();
         // What was there at its start is counted beside all else.
-        while census.added.is_none() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-            census = self.ledger().census();
-        }
-        census
+        let counting = async {
+            while self.ledger().census().added.is_none() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let counted = tokio::time::timeout(Duration::from_secs(60), counting).await;
+        counted.expect("the keys are counted");
+        self.ledger().census()
     }
     /// From now on a claim of the crk `SPOILED` fails, with the batch it is in. False if nothing can fail here.
     fn spoil(&self) -> bool;

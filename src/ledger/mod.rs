@@ -155,6 +155,12 @@ pub enum Error {
     Unusable(String),
 }
 
+impl Error {
+    fn closed() -> Self {
+        Self::Unavailable("it is closed".into())
+    }
+}
+
 /// The contract of every backend.
 ///
 /// - **Atomic.** Each method is one step: it happens whole or not at all, and in some order with all others.

@@ -138,7 +138,11 @@ pub(super) const ALL: [(&str, Kind, &str); 37] = [
         "Most requests that may wait, of all lanes together (--max-queue).",
     ),
     (IN_FLIGHT, Gauge, "Requests between permit and answer."),
-    (MAX_IN_FLIGHT, Gauge, "Most requests that may be in flight (--max-in-flight)."),
+    (
+        MAX_IN_FLIGHT,
+        Gauge,
+        "Most requests that may be in flight (--max-in-flight).",
+    ),
     (READY, Gauge, "1 if a call could be sent now, as /readyz tells; else 0."),
     (LEDGER_UP, Gauge, "1 if the ledger can write, else 0."),
     (
@@ -177,23 +181,6 @@ pub(super) const ALL: [(&str, Kind, &str); 37] = [
         Gauge,
         "1, labelled with the version, its commit, and the kind of ledger.",
     ),
-];
-
-/// What a request to SurveyLab comes to, as `surveylab::Answer::name` has it. Each is there from the start, so that the first of
-/// its kind is a rise.
-pub(super) const ANSWER_NAMES: [&str; 12] = [
-    "added",
-    "action_failed",
-    "bad_request",
-    "unauthorized",
-    "forbidden",
-    "not_found",
-    "rate_limited",
-    "internal_error",
-    "unavailable",
-    "unexpected_status",
-    "unreachable",
-    "in_doubt",
 ];
 
 /// The statuses that have a series of their own: SurveyLab's, and what stands in front of such servers. So a server that answers

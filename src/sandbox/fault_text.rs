@@ -7,6 +7,7 @@ use hyper::header::HeaderValue;
 use serde::{Deserialize, Serialize};
 
 use super::faults::{Effect, Fault, Matching, Outcome, Rule, final_status};
+use crate::hex::hex;
 
 /// What `--fault` understands, for a command's help.
 pub const FAULT_HELP: &str = "\
@@ -288,7 +289,7 @@ impl Spec {
     fn show_body(&mut self, body: &Bytes) {
         match std::str::from_utf8(body) {
             Ok(text) => self.body = Some(text.to_owned()),
-            Err(_) => self.body_hex = Some(body.iter().map(|byte| format!("{byte:02x}")).collect()),
+            Err(_) => self.body_hex = Some(hex(body).to_string()),
         }
     }
 }

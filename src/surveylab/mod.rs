@@ -12,7 +12,7 @@ use std::{fmt, time::Duration};
 
 use futures_util::future::BoxFuture;
 
-pub use self::token::{NOT_A_TOKEN, Tokens, api_token};
+pub use self::token::Tokens;
 use crate::invitation::{Invitation, Violation};
 
 /// What one request came to. Closed: every outcome of HTTP falls into one of these, once, where it enters.
@@ -46,6 +46,22 @@ pub enum Answer {
 }
 
 impl Answer {
+    /// All that `name` can be.
+    pub const NAMES: [&str; 12] = [
+        "added",
+        "action_failed",
+        "bad_request",
+        "unauthorized",
+        "forbidden",
+        "not_found",
+        "rate_limited",
+        "internal_error",
+        "unavailable",
+        "unexpected_status",
+        "unreachable",
+        "in_doubt",
+    ];
+
     /// What it came to, as metrics name it.
     pub fn name(&self) -> &'static str {
         match self {

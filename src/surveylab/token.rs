@@ -16,7 +16,10 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio_util::sync::CancellationToken;
 
 use super::request::percent_encoded;
-use crate::reload::{self, Contents, Reloaded};
+use crate::{
+    reload::{self, Contents, Reloaded},
+    token::{self, NOT_A_TOKEN},
+};
 
 /// Bytes that a token from a file has at least in the request line, so that a longer one can come after it.
 const ROOM: usize = 256;
@@ -135,7 +138,7 @@ impl Tokens {
 impl Last {
     fn next(&mut self, contents: &Contents) -> Result<Token, String> {
         let text = contents.first().map(|content| content.as_slice()).unwrap_or_default();
-        let plain = str::from_utf8(text).ok().and_then(api_token);
+        let plain = str::from_utf8(text).ok().and_then(token::of);
         let plain = plain.ok_or_else(|| NOT_A_TOKEN.to_string())?;
         let is_same = |known: &SecretString| known.expose_secret() == plain.expose_secret();
         if !self.token.as_ref().is_some_and(is_same) {
@@ -153,17 +156,6 @@ impl Last {
         }
         Ok(Token::new(plain, self.before.clone(), self.version))
     }
-}
-
-/// What a token must be.
-pub const NOT_A_TOKEN: &str = "the token must be one line of visible ASCII characters, at most 1024";
-
-/// The token that a text holds, if it is one.
-pub fn api_token(text: &str) -> Option<SecretString> {
-    let token = SecretString::from(text.trim());
-    let plain = token.expose_secret();
-    let is_token = !plain.is_empty() && plain.len() <= 1024 && plain.bytes().all(|b| b.is_ascii_graphic());
-    is_token.then_some(token)
 }
 
 #[cfg(test)]

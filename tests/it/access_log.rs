@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use surveylab_gateway::{
     proto::{AddRespondentRequest, Outcome},
-    sandbox::{Fault, Gate},
+    sandbox::Fault,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -11,10 +11,10 @@ use tonic::{Code, Request, metadata::MetadataMap};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::support::{
-    Gateway, Options, added,
+    Gateway, Options, added, adding,
     call::{COLLECTOR, get, stream},
     gateway::surveylab,
-    request,
+    holding, request,
     watch::{soon, until},
 };
 
@@ -188,15 +188,10 @@ async fn a_stream_is_told_in_one_line_with_what_became_of_its_items() {
 
 #[tokio::test]
 async fn a_call_whose_caller_leaves_is_told_as_cancelled() {
-    let sandbox = surveylab().await;
-    let gate = Gate::new();
-    sandbox.add_fault(Fault::hold(&gate));
+    let (sandbox, gate) = holding().await;
     let gateway = Gateway::with(logging(), &sandbox).await;
     let client = gateway.client().await;
-    let call = tokio::spawn({
-        let client = client.clone();
-        async move { added(&client, request("k")).await }
-    });
+    let call = adding(&client, "k");
     sandbox.wait_for_requests(1).await;
     call.abort();
     let lines = lines_of(&gateway, "AddRespondent", 1).await;

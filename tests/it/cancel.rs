@@ -5,35 +5,21 @@ use std::time::Duration;
 
 use surveylab_gateway::{
     proto::{AddRespondentRequest, InvitationState, Outcome, StreamAddRespondentResponse},
-    sandbox::{Fault, Gate, Sandbox},
+    sandbox::Sandbox,
 };
 use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
 
 use crate::support::{
-    Gateway, Options, added,
+    Gateway, Options, added, adding,
     call::{COLLECTOR, Client, item, state},
     deadline::{PatientClient, with_deadline},
     gateway::surveylab,
-    request,
+    holding, request,
     watch::list,
     watch::until_waiting,
 };
-
-/// A sandbox that holds every request until the gate opens.
-async fn holding() -> (Sandbox, Gate) {
-    let sandbox = surveylab().await;
-    let gate = Gate::new();
-    sandbox.add_fault(Fault::hold(&gate));
-    (sandbox, gate)
-}
-
-/// A unary call in a task of its own, to be aborted.
-fn calling(client: &Client, crk: &'static str) -> JoinHandle<Outcome> {
-    let client = client.clone();
-    tokio::spawn(async move { added(&client, request(crk)).await })
-}
 
 async fn leave(call: JoinHandle<Outcome>) {
     call.abort();
@@ -83,7 +69,7 @@ async fn a_caller_that_leaves_does_not_cut_its_request() {
     let (sandbox, gate) = holding().await;
     let gateway = Gateway::start(&sandbox).await;
     let client = gateway.client().await;
-    let call = calling(&client, "k");
+    let call = adding(&client, "k");
     sandbox.wait_for_requests(1).await;
     leave(call).await;
     gate.release();
@@ -96,7 +82,7 @@ async fn a_call_that_takes_the_place_of_one_that_left_has_added_the_respondent()
     let (sandbox, gate) = holding().await;
     let gateway = Gateway::start(&sandbox).await;
     let client = gateway.client().await;
-    let first = calling(&client, "k");
+    let first = adding(&client, "k");
     sandbox.wait_for_requests(1).await;
     leave(first).await;
     let mut next = Open::with(&client, &["k", "marker"]).await;
@@ -114,7 +100,7 @@ async fn a_connection_that_breaks_does_not_cut_its_requests() {
     let calls = {
         // The only client of its connection: dropped with its calls, the connection goes, too.
         let client = gateway.client().await;
-        [calling(&client, "a"), calling(&client, "b")]
+        [adding(&client, "a"), adding(&client, "b")]
     };
     sandbox.wait_for_requests(2).await;
     for call in calls {
@@ -133,7 +119,7 @@ async fn a_caller_that_leaves_is_recorded_without_another_call() {
     let (sandbox, gate) = holding().await;
     let gateway = Gateway::start(&sandbox).await;
     let client = gateway.client().await;
-    let call = calling(&client, "k");
+    let call = adding(&client, "k");
     sandbox.wait_for_requests(1).await;
     leave(call).await;
     gate.release();
@@ -192,7 +178,7 @@ async fn a_caller_that_leaves_while_it_waits_is_withdrawn() {
     let sandbox = surveylab().await;
     let gateway = exhausted(&sandbox).await;
     let client = gateway.client().await;
-    let calls = [calling(&client, "a"), calling(&client, "b")];
+    let calls = [adding(&client, "a"), adding(&client, "b")];
     let open = Open::with(&client, &["c", "d", "e"]).await;
     until_waiting(&gateway, "", 5).await;
     for call in calls {
@@ -208,7 +194,7 @@ async fn a_caller_that_leaves_while_it_waits_is_withdrawn() {
 /// A gateway with one place for requests, and what occupies it.
 async fn one_at_a_time(sandbox: &Sandbox) -> (Gateway, JoinHandle<Outcome>) {
     let gateway = Gateway::with(Options::new().flag("--max-in-flight", 1), sandbox).await;
-    let first = calling(&gateway.client().await, "first");
+    let first = adding(&gateway.client().await, "first");
     sandbox.wait_for_requests(1).await;
     (gateway, first)
 }
@@ -218,9 +204,9 @@ async fn who_left_the_queue_is_not_sent_when_its_turn_comes() {
     let (sandbox, gate) = holding().await;
     let (gateway, first) = one_at_a_time(&sandbox).await;
     let client = gateway.client().await;
-    let left = calling(&client, "left");
+    let left = adding(&client, "left");
     until_waiting(&gateway, "", 1).await;
-    let stays = calling(&client, "stays");
+    let stays = adding(&client, "stays");
     until_waiting(&gateway, "", 2).await;
     leave(left).await;
     until_waiting(&gateway, "", 1).await;
@@ -236,7 +222,7 @@ async fn a_follower_is_served_when_its_leader_leaves_the_queue() {
     let (sandbox, gate) = holding().await;
     let (gateway, first) = one_at_a_time(&sandbox).await;
     let client = gateway.client().await;
-    let leader = calling(&client, "k");
+    let leader = adding(&client, "k");
     until_waiting(&gateway, "", 1).await;
     let mut follower = Open::with(&client, &["k", "marker"]).await;
     // The stream reads in order: once the marker waits, the follower has joined.
@@ -256,7 +242,7 @@ async fn a_follower_is_served_when_its_leader_leaves_the_wire() {
     let (sandbox, gate) = holding().await;
     let gateway = Gateway::start(&sandbox).await;
     let client = gateway.client().await;
-    let leader = calling(&client, "k");
+    let leader = adding(&client, "k");
     sandbox.wait_for_requests(1).await;
     let mut follower = Open::with(&client, &["k", "marker"]).await;
     sandbox.wait_for_requests(2).await;

@@ -16,8 +16,10 @@ use crate::{
     support::{
         Gateway,
         call::{add, added, get, request, resolve, stream},
+        calling,
         deadline::PatientClient,
         gateway::surveylab,
+        holding,
         shim::WallClock,
         watch::{add_within, list, metric, soon, until},
     },
@@ -142,9 +144,7 @@ async fn a_date_by_another_clock_asks_for_a_second_at_least_and_an_hour_at_most(
 #[tokio::test]
 async fn deadlines_and_timeouts_are_not_the_wall_clocks() {
     let clock = WallClock::new();
-    let sandbox = surveylab().await;
-    let gate = Gate::new();
-    sandbox.add_fault(Fault::hold(&gate));
+    let (sandbox, gate) = holding().await;
     let gateway = start(&clock, &sandbox).await;
     let client = gateway.client().await;
     // A year ahead no deadline and no timeout has passed.
@@ -250,10 +250,7 @@ async fn records_are_dated_by_the_clock_as_it_is_and_never_created_after_their_l
     sandbox.set_faults(vec![Fault::hold(&gate)]);
     clock.set_ahead(YEAR);
     let requests = sandbox.report().requests;
-    let call = tokio::spawn({
-        let client = client.clone();
-        async move { add(&client, request("orphan")).await }
-    });
+    let call = calling(&client, "orphan");
     soon(sandbox.wait_for_requests(requests + 1)).await;
     let mut settled = BTreeMap::new();
     for crk in list(&client, InvitationState::Added).await {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use surveylab_gateway::{
     proto::{AddRespondentRequest, InvitationState, Outcome},
-    sandbox::{Fault, Gate, Sandbox},
+    sandbox::Sandbox,
 };
 use tokio::task::JoinSet;
 use tonic::Code;
@@ -13,8 +13,8 @@ use tonic::Code;
 use crate::support::{
     Gateway, Options,
     call::{Client, add, added, get, item, stream},
-    gateway::{ended_by, surveylab, surveylab_with},
-    request,
+    gateway::{ended_by, surveylab_with},
+    holding, request,
     watch::{list, soon, until_waiting},
 };
 
@@ -27,9 +27,7 @@ fn arrived(sandbox: &Sandbox) -> Vec<String> {
 
 /// Kills a gateway with some requests on the wire and all others waiting, unary calls and stream items.
 async fn kill_with_on_the_wire(on_the_wire: u64, options: Options) {
-    let sandbox = surveylab().await;
-    let gate = Gate::new();
-    sandbox.add_fault(Fault::hold(&gate));
+    let (sandbox, gate) = holding().await;
     let mut gateway = Gateway::with(options, &sandbox).await;
     let client = gateway.client().await;
 

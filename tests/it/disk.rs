@@ -9,15 +9,16 @@ use std::{
 
 use surveylab_gateway::{
     proto::{InvitationState, Outcome},
-    sandbox::{Fault, Gate, Sandbox},
+    sandbox::Sandbox,
 };
 use tonic::Code;
 
 use crate::support::{
     Error, Gateway, Options,
     call::{COLLECTOR, Client, add, added, state},
+    calling,
     gateway::{BINARY, TOKEN, run, surveylab, touch},
-    request,
+    holding, request,
     watch::{soon, until},
 };
 
@@ -221,15 +222,10 @@ async fn a_ledger_that_becomes_read_only_stops_sending_until_it_can_be_written_a
 
 #[tokio::test]
 async fn an_outcome_that_finds_no_space_is_recorded_as_soon_as_there_is_some() {
-    let sandbox = surveylab().await;
-    let gate = Gate::new();
-    sandbox.add_fault(Fault::hold(&gate));
+    let (sandbox, gate) = holding().await;
     let gateway = Gateway::start(&sandbox).await;
     let client = gateway.client().await;
-    let call = tokio::spawn({
-        let client = client.clone();
-        async move { add(&client, request("k")).await }
-    });
+    let call = calling(&client, "k");
     soon(sandbox.wait_for_requests(1)).await;
     if !limit_file_size(&gateway, FULL) {
         return;
@@ -252,15 +248,10 @@ async fn an_outcome_that_finds_no_space_is_recorded_as_soon_as_there_is_some() {
 
 #[tokio::test]
 async fn an_outcome_that_was_never_recorded_is_in_doubt_after_a_crash() {
-    let sandbox = surveylab().await;
-    let gate = Gate::new();
-    sandbox.add_fault(Fault::hold(&gate));
+    let (sandbox, gate) = holding().await;
     let gateway = Gateway::start(&sandbox).await;
     let client = gateway.client().await;
-    let call = tokio::spawn({
-        let client = client.clone();
-        async move { add(&client, request("k")).await }
-    });
+    let call = calling(&client, "k");
     soon(sandbox.wait_for_requests(1)).await;
     if !limit_file_size(&gateway, FULL) {
         return;

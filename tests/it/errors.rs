@@ -8,18 +8,18 @@ use surveylab_gateway::{
         AddRespondentRequest, GetInvitationRequest, InvitationState, ListInvitationsRequest, Outcome, Resolution,
         ResolveInvitationRequest,
     },
-    sandbox::{Fault, Gate, Sandbox},
+    sandbox::{Fault, Sandbox},
 };
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
 use crate::support::{
-    Error, Gateway, Options, added,
+    Error, Gateway, Options, added, adding,
     call::{COLLECTOR, Client, add, item, last_error, resolve, state, stream},
     deadline::PatientClient,
     gateway::{surveylab, surveylab_with},
-    request, status_error,
+    holding, request, status_error,
 };
 
 const SURVEYLAB: &str = "surveylab.com";
@@ -393,15 +393,10 @@ async fn surveylab_out_of_reach_is_unavailable_and_nothing_was_sent() {
 
 #[tokio::test]
 async fn a_key_under_way_is_not_to_be_had_with_other_data() {
-    let sandbox = surveylab().await;
-    let gate = Gate::new();
-    sandbox.add_fault(Fault::hold(&gate));
+    let (sandbox, gate) = holding().await;
     let gateway = Gateway::start(&sandbox).await;
     let client = gateway.client().await;
-    let first = tokio::spawn({
-        let client = client.clone();
-        async move { added(&client, request("k")).await }
-    });
+    let first = adding(&client, "k");
     sandbox.wait_for_requests(1).await;
 
     let other = AddRespondentRequest {
@@ -458,15 +453,10 @@ async fn a_wait_that_would_be_too_long_is_refused_at_once() {
 
 #[tokio::test]
 async fn a_deadline_that_passes_while_waiting_says_that_nothing_was_sent() {
-    let sandbox = surveylab().await;
-    let gate = Gate::new();
-    sandbox.add_fault(Fault::hold(&gate));
+    let (sandbox, gate) = holding().await;
     let gateway = Gateway::with(Options::new().flag("--max-in-flight", 1), &sandbox).await;
     let client = gateway.client().await;
-    let first = tokio::spawn({
-        let client = client.clone();
-        async move { added(&client, request("first")).await }
-    });
+    let first = adding(&client, "first");
     sandbox.wait_for_requests(1).await;
 
     let within = Duration::from_millis(100);
@@ -487,15 +477,10 @@ async fn a_deadline_that_passes_while_waiting_says_that_nothing_was_sent() {
 
 #[tokio::test]
 async fn a_deadline_that_passes_after_the_send_says_so() {
-    let sandbox = surveylab().await;
-    let gate = Gate::new();
-    sandbox.add_fault(Fault::hold(&gate));
+    let (sandbox, gate) = holding().await;
     let gateway = Gateway::start(&sandbox).await;
     let client = gateway.client().await;
-    let first = tokio::spawn({
-        let client = client.clone();
-        async move { added(&client, request("k")).await }
-    });
+    let first = adding(&client, "k");
     sandbox.wait_for_requests(1).await;
 
     let within = Duration::from_millis(100);

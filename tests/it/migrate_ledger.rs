@@ -19,6 +19,7 @@ use tempfile::TempDir;
 use crate::support::{
     Gateway, Options,
     call::{add, added, get, request},
+    calling,
     gateway::{run, surveylab},
     postgres::{self, Database},
     process::Process,
@@ -208,10 +209,7 @@ async fn a_gateways_own_ledger_moves_and_its_callers_find_what_they_knew() {
     let client = gateway.client().await;
     assert_eq!(added(&client, request("k")).await, Outcome::Added);
     let before = get(&client, "k").await.unwrap();
-    let held = tokio::spawn({
-        let client = client.clone();
-        async move { add(&client, request("held")).await }
-    });
+    let held = calling(&client, "held");
     sandbox.wait_for_requests(2).await;
 
     let from = format!("sqlite:{}", gateway.path("ledger.db").display());

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tonic::Code;
 
 use crate::support::{
-    Error, Gateway, Options,
+    Error, Gateway, Options, adding,
     call::{add, added, item, stream},
     gateway::surveylab,
     request,
@@ -126,10 +126,7 @@ async fn everyone_waits_for_the_end_of_the_pause_and_then_goes_on_at_70_percent_
     assert_eq!(metric(&gateway, "rate_per_second", "learned").await, 1000.0);
 
     // It is alone on the wire when the 429 comes; whatever is sent later must come after the pause.
-    let first = tokio::spawn({
-        let client = client.clone();
-        async move { added(&client, request("first")).await }
-    });
+    let first = adding(&client, "first");
     until("the rate is cut", async || {
         metric(&gateway, "rate_per_second", "learned").await < 1000.0
     })

@@ -7,7 +7,7 @@ use std::{
 
 use surveylab_gateway::{
     proto::{AddRespondentRequest, Outcome},
-    sandbox::{Fault, Gate, Sandbox},
+    sandbox::Sandbox,
 };
 use tokio::{task::JoinSet, time::Instant};
 use tonic::Code;
@@ -18,6 +18,7 @@ use crate::{
         Gateway, Options,
         call::{Client, add, added, stream},
         gateway::surveylab,
+        holding,
         lateness::Lateness,
         request,
         watch::{add_within, soon, until_waiting},
@@ -74,15 +75,11 @@ async fn no_window_of_time_carries_more_than_burst_and_rate_allow() {
         excess <= 3.0 * RATE * late.as_secs_f64(),
         "{excess} too many, {late:?} late"
     );
-    // How well the rate is used is measured on a paused clock; this is only against standing still.
-    assert!(took < Duration::from_secs(60), "{took:?}");
 }
 
 #[tokio::test]
 async fn unary_calls_overtake_ten_thousand_waiting_stream_items() {
-    let sandbox = surveylab().await;
-    let gate = Gate::new();
-    sandbox.add_fault(Fault::hold(&gate));
+    let (sandbox, gate) = holding().await;
     let options = Options::new()
         .flag("--stream-window", 10_000)
         .flag("--max-in-flight", 1);
@@ -111,9 +108,7 @@ async fn unary_calls_overtake_ten_thousand_waiting_stream_items() {
 
 #[tokio::test]
 async fn a_stream_is_not_starved_by_unary_calls() {
-    let sandbox = surveylab().await;
-    let gate = Gate::new();
-    sandbox.add_fault(Fault::hold(&gate));
+    let (sandbox, gate) = holding().await;
     let gateway = Gateway::with(Options::new().flag("--max-in-flight", 1), &sandbox).await;
     let client = gateway.client().await;
     let list = tokio::spawn({
@@ -137,9 +132,7 @@ async fn a_stream_is_not_starved_by_unary_calls() {
 
 #[tokio::test]
 async fn two_streams_take_turns() {
-    let sandbox = surveylab().await;
-    let gate = Gate::new();
-    sandbox.add_fault(Fault::hold(&gate));
+    let (sandbox, gate) = holding().await;
     let gateway = Gateway::with(Options::new().flag("--max-in-flight", 1), &sandbox).await;
     let client = gateway.client().await;
     let mut lists = JoinSet::new();

@@ -19,8 +19,9 @@ use tonic::Code;
 use crate::support::{
     Error, Gateway, Options,
     call::{COLLECTOR, add, added, state, stream},
+    calling,
     gateway::{BINARY, surveylab},
-    request,
+    holding, request,
     watch::{soon, until},
 };
 
@@ -161,15 +162,10 @@ async fn a_deleted_wal_is_saved_by_a_shutdown() {
 
 #[tokio::test]
 async fn an_outcome_whose_ledger_goes_meanwhile_is_recorded_when_it_is_back() {
-    let sandbox = surveylab().await;
-    let gate = Gate::new();
-    sandbox.add_fault(Fault::hold(&gate));
+    let (sandbox, gate) = holding().await;
     let gateway = Gateway::start(&sandbox).await;
     let client = gateway.client().await;
-    let call = tokio::spawn({
-        let client = client.clone();
-        async move { add(&client, request("k")).await }
-    });
+    let call = calling(&client, "k");
     soon(sandbox.wait_for_requests(1)).await;
     let (file, away) = (gateway.path(LEDGER), gateway.path("away"));
     fs::rename(&file, &away).unwrap();
@@ -194,10 +190,7 @@ async fn without_its_lock_file_a_gateway_gives_way_to_the_next_owner() {
     let old = first.client().await;
     assert_eq!(added(&old, request("before")).await, Outcome::Added);
     sandbox.add_fault(Fault::hold(&gate));
-    let call = tokio::spawn({
-        let old = old.clone();
-        async move { add(&old, request("on-the-wire")).await }
-    });
+    let call = calling(&old, "on-the-wire");
     soon(sandbox.wait_for_requests(2)).await;
 
     fs::remove_file(first.path(&format!("{LEDGER}.lock"))).unwrap();

@@ -17,8 +17,9 @@ use tonic_health::{
 use crate::support::{
     Error, Gateway, Options, added,
     call::{COLLECTOR, Client, add, item, state},
+    calling,
     gateway::{ended_by, surveylab},
-    request, status_error,
+    holding, request, status_error,
     watch::list,
     watch::until_waiting,
 };
@@ -26,11 +27,6 @@ use crate::support::{
 const SERVICE: &str = "surveylab.invitation.v1.InvitationService";
 
 type Call = JoinHandle<Result<AddRespondentResponse, Error>>;
-
-fn calling(client: &Client, crk: &str) -> Call {
-    let (client, request) = (client.clone(), request(crk));
-    tokio::spawn(async move { add(&client, request).await })
-}
 
 fn assert_shutting_down(error: &Error) {
     let is = (error.code, &*error.reason, &*error.domain, error.sent());
@@ -58,9 +54,7 @@ struct Busy {
 
 impl Busy {
     async fn start(options: Options) -> Self {
-        let sandbox = surveylab().await;
-        let gate = Gate::new();
-        sandbox.add_fault(Fault::hold(&gate));
+        let (sandbox, gate) = holding().await;
         let gateway = Gateway::with(options.flag("--max-in-flight", 1), &sandbox).await;
         let client = gateway.client().await;
         let on_the_wire = calling(&client, "on-the-wire");

@@ -5,15 +5,16 @@ use std::{fs, time::SystemTime};
 use serde_json::Value;
 use surveylab_gateway::{
     proto::{GetStatusRequest, GetStatusResponse, Outcome, ServingState},
-    sandbox::{Fault, Gate},
+    sandbox::Fault,
 };
 use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::support::{
-    Gateway, Options, added,
+    Gateway, Options, adding,
     call::Client,
     gateway::{run, surveylab},
+    holding,
     process::Process,
     request,
     watch::{metric, soon, until, until_waiting},
@@ -28,11 +29,6 @@ pub async fn status(client: &Client) -> GetStatusResponse {
 
 fn seconds(span: Option<prost_types::Duration>) -> f64 {
     span.map_or(0.0, |span| std::time::Duration::try_from(span).unwrap().as_secs_f64())
-}
-
-fn calling(client: &Client, crk: &'static str) -> JoinHandle<Outcome> {
-    let client = client.clone();
-    tokio::spawn(async move { added(&client, request(crk)).await })
 }
 
 #[tokio::test]
@@ -76,9 +72,7 @@ async fn a_quiet_gateway_tells_its_settings() {
 
 #[tokio::test]
 async fn what_waits_and_what_is_under_way_is_counted_while_it_lasts() {
-    let sandbox = surveylab().await;
-    let gate = Gate::new();
-    sandbox.add_fault(Fault::hold(&gate));
+    let (sandbox, gate) = holding().await;
     let options = Options::new()
         .flag("--max-in-flight", 1)
         .flag("--rate", "1/m")
@@ -86,9 +80,9 @@ async fn what_waits_and_what_is_under_way_is_counted_while_it_lasts() {
         .flag("--max-wait", "10h");
     let gateway = Gateway::with(options, &sandbox).await;
     let client = gateway.client().await;
-    let first = calling(&client, "first");
+    let first = adding(&client, "first");
     soon(sandbox.wait_for_requests(1)).await;
-    let others = [calling(&client, "a"), calling(&client, "b")];
+    let others = [adding(&client, "a"), adding(&client, "b")];
     let (items, requests) = mpsc::channel(3);
     for crk in ["c", "d", "e"] {
         items.send(request(crk)).await.unwrap();
@@ -176,12 +170,10 @@ async fn a_ledger_that_cannot_write_is_told_until_it_can() {
 
 #[tokio::test]
 async fn draining_is_told_while_it_lasts() {
-    let sandbox = surveylab().await;
-    let gate = Gate::new();
-    sandbox.add_fault(Fault::hold(&gate));
+    let (sandbox, gate) = holding().await;
     let gateway = Gateway::start(&sandbox).await;
     let client = gateway.client().await;
-    let held = calling(&client, "k");
+    let held = adding(&client, "k");
     soon(sandbox.wait_for_requests(1)).await;
     gateway.signal("TERM");
     until("it drains", async || {

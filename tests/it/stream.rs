@@ -11,10 +11,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming, transport::Channel};
 
 use crate::support::{
-    Gateway, Options,
+    Gateway, Options, adding,
     call::{Client, added, item, state, stream},
     gateway::{surveylab, surveylab_with},
-    request, status_error,
+    holding, request, status_error,
     watch::{metric, resident_memory, soon, until, until_quiet, until_waiting},
 };
 
@@ -192,9 +192,7 @@ async fn response_headers_and_results_do_not_wait_for_the_end_of_the_list() {
 
 #[tokio::test]
 async fn an_abandoned_stream_sends_nothing_more_and_its_list_can_be_sent_again() {
-    let sandbox = surveylab().await;
-    let gate = Gate::new();
-    sandbox.add_fault(Fault::hold(&gate));
+    let (sandbox, gate) = holding().await;
     let gateway = Gateway::with(Options::new().flag("--max-in-flight", 3), &sandbox).await;
     let client = gateway.client().await;
     let responses = open(&client, requests(100)).await;
@@ -224,17 +222,12 @@ async fn an_abandoned_stream_sends_nothing_more_and_its_list_can_be_sent_again()
 
 #[tokio::test]
 async fn an_item_that_another_caller_waits_for_outlives_its_stream() {
-    let sandbox = surveylab().await;
-    let gate = Gate::new();
-    sandbox.add_fault(Fault::hold(&gate));
+    let (sandbox, gate) = holding().await;
     let gateway = Gateway::with(Options::new().flag("--max-in-flight", 1), &sandbox).await;
     let client = gateway.client().await;
     let responses = open(&client, requests(10)).await;
     until_waiting(&gateway, "lane=\"stream\"", 9).await;
-    let joined = tokio::spawn({
-        let client = client.clone();
-        async move { added(&client, request("k00007")).await }
-    });
+    let joined = adding(&client, "k00007");
     // The call takes the item along into its lane.
     until_waiting(&gateway, "lane=\"unary\"", 1).await;
     drop(responses);

@@ -11,8 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{
-    Gateway, Options, added,
-    call::add,
+    Gateway, Options, added, calling,
     gateway::{TOKEN, surveylab},
     request,
     watch::until,
@@ -160,10 +159,7 @@ async fn a_request_on_the_wire_ends_with_the_token_it_began_with() {
     let file = TokenFile::new();
     let gateway = Gateway::with(file.options(Options::new()), &sandbox).await;
     let client = gateway.client().await;
-    let held = tokio::spawn({
-        let client = client.clone();
-        async move { add(&client, request("held")).await }
-    });
+    let held = calling(&client, "held");
     sandbox.wait_for_requests(1).await;
     file.replace(NEXT_TOKEN);
     until_read_again(&gateway, 1).await;

@@ -19,7 +19,7 @@ use crate::{
         call::{Client, get, stream},
         collector::{Collector, attributes, hex},
         gateway::{run, surveylab},
-        request,
+        holding, request,
         watch::{soon, until, until_waiting},
     },
 };
@@ -252,9 +252,7 @@ async fn a_stream_is_one_span_with_a_part_for_each_item() {
 #[tokio::test]
 async fn what_goes_on_without_its_caller_stays_in_its_trace() {
     let collector = Collector::start().await;
-    let sandbox = surveylab().await;
-    let gate = Gate::new();
-    sandbox.add_fault(Fault::hold(&gate));
+    let (sandbox, gate) = holding().await;
     let gateway = Gateway::with(to(&collector), &sandbox).await;
     let client = gateway.client().await;
     let leaves = tokio::spawn(async move { call(&client, request("k")).await });
@@ -282,9 +280,7 @@ async fn what_goes_on_without_its_caller_stays_in_its_trace() {
 async fn a_call_that_joins_another_is_linked_to_it() {
     const OTHER: &str = "11111111111111111111111111111111";
     let collector = Collector::start().await;
-    let sandbox = surveylab().await;
-    let gate = Gate::new();
-    sandbox.add_fault(Fault::hold(&gate));
+    let (sandbox, gate) = holding().await;
     let gateway = Gateway::with(to(&collector), &sandbox).await;
     let client = gateway.client().await;
     let calls = [TRACE, OTHER].map(|trace| traced(request("k"), trace, "01"));

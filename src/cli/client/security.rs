@@ -21,7 +21,7 @@ use tonic::{
 };
 
 use super::cause::cause;
-use crate::surveylab::api_token;
+use crate::token::{self, NOT_A_TOKEN};
 
 const CA_FILE: &str = "--ca-file (GATEWAY_CA_FILE)";
 const CLIENT_CERT: &str = "--client-cert (GATEWAY_CLIENT_CERT)";
@@ -97,7 +97,7 @@ pub enum Error {
     NotForHttp(&'static str),
     #[error("both {TOKEN_FILE} and {TOKEN} are set: keep one")]
     TwoTokens,
-    #[error("{0}: the token must be one line of visible ASCII characters, at most 1024")]
+    #[error("{0}: {NOT_A_TOKEN}")]
     BadToken(&'static str),
     #[error(
         "the target is another machine, and http:// would show it the token to whoever listens: use https:// (--target, \
@@ -157,7 +157,7 @@ impl SecurityArgs {
             (None, Some(token)) => (token.into_string().unwrap_or_default().into_bytes().into(), TOKEN),
             (Some(path), None) => (read(TOKEN_FILE, path)?, TOKEN_FILE),
         };
-        let token = str::from_utf8(&text).ok().and_then(api_token);
+        let token = str::from_utf8(&text).ok().and_then(token::of);
         let token = token.ok_or(Error::BadToken(source))?;
         Ok(Some((token, source)))
     }

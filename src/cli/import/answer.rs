@@ -8,8 +8,8 @@ use tonic_types::StatusExt as _;
 use super::results::{Outcome, Record};
 use crate::{
     cli::client::rpc_error,
+    grpc::code_name,
     invitation::Reason,
-    metrics::code_name,
     proto::{self, stream_add_respondent_response::Result as Item},
 };
 

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | bytes to text, in constant memory; nothing is replaced | `decode` |
 //! | text to lines, lines to records, records to cells | `lines`, `records`, `cells` |
-//! | the header: the delimiter, and which column gives which field | `layout`, `columns`, `field` |
+//! | the header: the delimiter, and which column gives which field | `layout`, `columns`, `mapping` |
 //! | a record to a row, with its key, its data checked as the gateway will | `rows`, `ndjson`, `key` |
 //! | the list as a whole: keys used twice, addresses given twice | [`check()`], `sorter` |
 //! | some of its rows as a list of their own | [`copy_rows`] |
@@ -22,11 +22,11 @@ mod columns;
 mod copy;
 mod decode;
 mod error;
-mod field;
 mod input;
 mod key;
 mod layout;
 mod lines;
+mod mapping;
 mod ndjson;
 mod records;
 mod rows;
@@ -34,13 +34,14 @@ mod sorter;
 #[cfg(test)]
 mod tests;
 
-pub use check::{Checked, Problem, Progress, check};
+pub use check::{Checked, Checking, Problem, check};
 pub use copy::copy_rows;
 pub use error::Error;
-pub use field::{Field, Mapping, NoField};
 pub use input::{Fingerprint, Source};
+pub use mapping::Mapping;
 pub use rows::{Row, Rows};
 
+use crate::cli::field::Field;
 use decode::Decoded;
 use input::Input;
 use key::Derivation;

@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     io::{IsTerminal as _, stderr},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -17,8 +17,9 @@ use tonic::Code;
 use super::tally::Tally;
 use crate::{
     cli::{
+        bar::{bar, left, line},
         client::Client,
-        figures::{grouped, rate, time_left},
+        figures::{grouped, rate},
         output::complain,
     },
     proto::{GetStatusRequest, GetStatusResponse, ServingState, invitation_service_client::InvitationServiceClient},
@@ -141,19 +142,11 @@ pub struct Progress {
 impl Progress {
     /// For so many rows, if that is known.
     pub fn start(total: Option<u64>, watch: Watch) -> Self {
-        let bar = stderr().is_terminal().then(|| {
-            let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr_with_hz(5));
-            let template = if total.is_some() {
-                "{bar:30.green/dim} {percent:>3} %  {msg}"
-            } else {
-                "{spinner:.green} {msg}"
-            };
-            if let Ok(style) = ProgressStyle::with_template(template) {
-                bar.set_style(style.progress_chars("━╸─"));
-            }
-            bar
-        });
-        Self { bar, total, watch }
+        Self {
+            bar: bar(total),
+            total,
+            watch,
+        }
     }
 
     /// Between two looks.
@@ -176,16 +169,8 @@ impl Progress {
         if let Some(speed) = speed {
             figures.push_str(&format!("  {}/s", rate(speed)));
         }
-        let left = self
-            .total
-            .map(|total| total.saturating_sub(done))
-            .filter(|left| *left > 0);
-        let expected = speed
-            .or(status.as_ref().map(|status| status.learned_rate))
-            .filter(|speed| *speed > 0.0);
-        if let (Some(left), Some(expected)) = (left, expected) {
-            figures.push_str(&format!("  {} left", time_left(left, expected)));
-        }
+        let expected = speed.or(status.as_ref().map(|status| status.learned_rate));
+        figures.push_str(&left(self.total, done, expected));
         let mut counts = format!(
             "{} added  {} duplicate  {} failed  {} in doubt",
             grouped(tally.added),
@@ -204,7 +189,7 @@ impl Progress {
             }
             None => {
                 let waits_for = waits_for.map(|what| format!("  {what}")).unwrap_or_default();
-                complain(format_args!("{} {figures}  {counts}{waits_for}", now()));
+                line(format_args!("{figures}  {counts}{waits_for}"));
             }
         }
     }
@@ -213,7 +198,7 @@ impl Progress {
     pub fn note(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
-            None => complain(format_args!("{} {text}", now())),
+            None => line(format_args!("{text}")),
         }
     }
 
@@ -223,10 +208,6 @@ impl Progress {
             bar.finish_and_clear();
         }
     }
-}
-
-fn now() -> String {
-    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }
 
 fn to_be_tried_again(rows: usize) -> String {

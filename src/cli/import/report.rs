@@ -5,7 +5,7 @@ use std::{collections::HashSet, path::Path};
 use super::{
     Failure, ImportArgs, Sent,
     list::{self, List},
-    results::{Again, Outcome, Results},
+    results::{AskAgain, Outcome, Results},
     send::Ended,
 };
 use crate::{
@@ -98,7 +98,7 @@ pub(super) async fn tell_of_dry_run(args: &ImportArgs, sent: &Sent) -> Exit {
 
 /// Writes the rows that failed into a file of their own, and says so.
 pub(super) fn write_failed(mut list: List, results: &Path, path: &Path) -> Result<String, Failure> {
-    let again = Again {
+    let again = AskAgain {
         failed: false,
         in_doubt: false,
     };

@@ -66,12 +66,12 @@ pub enum Error {
 
 /// Which rows of an earlier run are to be asked about again.
 #[derive(Clone, Copy, Debug)]
-pub struct Again {
+pub struct AskAgain {
     pub failed: bool,
     pub in_doubt: bool,
 }
 
-impl Again {
+impl AskAgain {
     fn includes(self, outcome: Outcome) -> bool {
         match outcome {
             Outcome::Failed => self.failed,
@@ -146,7 +146,7 @@ pub struct Results {
 impl Results {
     /// Opens or makes the file, and reads what is in it. A record that a kill cut short is taken off the end: its row has no
     /// result yet.
-    pub fn open(path: &Path, again: Again) -> Result<(Self, Earlier), Error> {
+    pub fn open(path: &Path, again: AskAgain) -> Result<(Self, Earlier), Error> {
         let mut file = lock(path)?;
         let (mut earlier, mut whole) = read(path, &mut file)?;
         let failed = |source| Error::File {
@@ -162,9 +162,7 @@ impl Results {
         file.set_len(whole).map_err(failed)?;
         file.seek(SeekFrom::End(0)).map_err(failed)?;
         if whole == 0 {
-            let mut header = Vec::new();
-            encode(&mut header, COLUMNS).map_err(failed)?;
-            file.write_all(&header).map_err(failed)?;
+            header().and_then(|header| file.write_all(&header)).map_err(failed)?;
         }
         file.sync_all().map_err(failed)?;
         Ok((Self { file }, earlier))
@@ -221,7 +219,7 @@ fn read(path: &Path, file: &mut File) -> Result<(Earlier, u64), Error> {
 }
 
 /// Writes the file again without the results of rows that are to be asked about again.
-fn leave_out(path: &Path, file: &mut File, again: Again) -> Result<(), Error> {
+fn leave_out(path: &Path, file: &mut File, again: AskAgain) -> Result<(), Error> {
     // A file that is named by a link is replaced where it is.
     let real = path.canonicalize().unwrap_or_else(|_| PathBuf::from(path));
     let kept = NewFile::create(&real, Existing::Replace)?;
@@ -229,16 +227,18 @@ fn leave_out(path: &Path, file: &mut File, again: Again) -> Result<(), Error> {
         path: path.display().to_string(),
         source,
     };
-    let mut out = io::BufWriter::new(kept.file());
-    encode(&mut out, COLUMNS).map_err(failed)?;
-    let mut written = Ok(());
+    let mut out = writer(kept.file());
+    let mut written = out.serialize(COLUMNS);
     each(path, file, |_, record| {
         if written.is_ok() && !again.includes(record.outcome) {
-            written = encode(&mut out, record);
+            written = out.serialize(record);
         }
         Ok(())
     })?;
-    written.and_then(|()| out.flush()).map_err(failed)?;
+    written
+        .map_err(io::Error::from)
+        .and_then(|()| out.flush())
+        .map_err(failed)?;
     drop(out);
     Ok(kept.publish()?)
 }
@@ -292,8 +292,7 @@ fn each(path: &Path, file: &mut File, mut take: impl FnMut(u64, Record) -> Resul
     }
     // Nothing but a piece of the first line: the kill came early.
     if whole == 0 && length > 0 {
-        let mut header = Vec::new();
-        encode(&mut header, COLUMNS).map_err(failed)?;
+        let header = header().map_err(failed)?;
         let file = csv.into_inner().into_inner();
         file.seek(SeekFrom::Start(0)).map_err(failed)?;
         let mut begun = Vec::new();
@@ -305,10 +304,21 @@ fn each(path: &Path, file: &mut File, mut take: impl FnMut(u64, Record) -> Resul
     Ok(whole)
 }
 
-fn encode(out: impl io::Write, record: impl Serialize) -> io::Result<()> {
-    let mut csv = csv::WriterBuilder::new().has_headers(false).from_writer(out);
-    csv.serialize(record)?;
-    csv.flush()
+fn header() -> io::Result<Vec<u8>> {
+    encode([COLUMNS])
+}
+
+fn encode(records: impl IntoIterator<Item = impl Serialize>) -> io::Result<Vec<u8>> {
+    let mut csv = writer(Vec::new());
+    for record in records {
+        csv.serialize(record)?;
+    }
+    csv.into_inner().map_err(csv::IntoInnerError::into_error)
+}
+
+/// Adds no names of columns by itself: a file that is appended to has them.
+fn writer<W: io::Write>(out: W) -> csv::Writer<W> {
+    csv::WriterBuilder::new().has_headers(false).from_writer(out)
 }
 
 /// Records that wait to be written: a second of them.
@@ -342,15 +352,7 @@ async fn append(mut file: File, mut records: mpsc::Receiver<Record>) -> io::Resu
     while records.recv_many(&mut batch, QUEUE).await > 0 {
         let records_of_batch = std::mem::take(&mut batch);
         let written = spawn_blocking(move || {
-            let mut bytes = Vec::new();
-            {
-                let mut csv = csv::WriterBuilder::new().has_headers(false).from_writer(&mut bytes);
-                for record in records_of_batch {
-                    csv.serialize(record)?;
-                }
-                csv.flush()?;
-            }
-            file.write_all(&bytes)?;
+            file.write_all(&encode(records_of_batch)?)?;
             file.sync_data()?;
             Ok::<_, io::Error>(file)
         });

@@ -1,16 +1,13 @@
 //! How far a move is, for whoever watches: a bar on a terminal, else a line every ten seconds.
 
-use std::{
-    io::{IsTerminal as _, stderr},
-    time::{Duration, SystemTime},
-};
+use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 
 use crate::{
     cli::{
-        figures::{grouped, rate, time_left},
-        output::complain,
+        bar::{bar, left, line},
+        figures::{grouped, rate},
     },
     clock::Instant,
 };
@@ -29,24 +26,13 @@ pub(super) struct Progress {
 impl Progress {
     /// Of so many records, if that is known.
     pub(super) fn start(what: &'static str, total: Option<u64>) -> Self {
-        let bar = stderr().is_terminal().then(|| {
-            let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr_with_hz(5));
-            let template = match total {
-                Some(_) => "{bar:30.green/dim} {percent:>3} %  {msg}",
-                None => "{spinner:.green} {msg}",
-            };
-            if let Ok(style) = ProgressStyle::with_template(template) {
-                bar.set_style(style.progress_chars("━╸─"));
-            }
-            bar
-        });
         let now = Instant::now();
         Self {
             what,
             total,
             began: now,
             told: now,
-            bar,
+            bar: bar(total),
         }
     }
 
@@ -61,10 +47,7 @@ impl Progress {
                 bar.set_position(done);
                 bar.set_message(text);
             }
-            None => complain(format_args!(
-                "{} {text}",
-                humantime::format_rfc3339_seconds(SystemTime::now())
-            )),
+            None => line(format_args!("{text}")),
         }
     }
 
@@ -77,13 +60,7 @@ impl Progress {
         let speed = done as f64 / self.began.elapsed().as_secs_f64();
         if speed.is_finite() && speed > 0.0 {
             text.push_str(&format!("  {}/s", rate(speed)));
-            if let Some(left) = self
-                .total
-                .map(|total| total.saturating_sub(done))
-                .filter(|left| *left > 0)
-            {
-                text.push_str(&format!("  {} left", time_left(left, speed)));
-            }
+            text.push_str(&left(self.total, done, Some(speed)));
         }
         text
     }

@@ -47,15 +47,20 @@ struct State {
 
 struct Open {
     calls: usize,
-    abandoned: u64,
-    /// Up to when calls were forgiven.
-    forgiven: Instant,
-    without_credentials: u64,
-    /// Up to when these were forgiven.
-    credentials_forgiven: Instant,
+    abandoned: Count,
+    without_credentials: Count,
     /// When its last call ended, or when it was opened.
     idle_since: u64,
     leave: CancellationToken,
+}
+
+/// A count of which some are forgiven with time.
+struct Count {
+    count: u64,
+    /// So many in so many seconds.
+    forgiven: (u64, u64),
+    /// Up to when they were forgiven.
+    since: Instant,
 }
 
 /// A connection's place, free again when this is dropped.
@@ -112,10 +117,8 @@ impl Places {
         let leave = CancellationToken::new();
         let open = Open {
             calls: 0,
-            abandoned: 0,
-            forgiven: Instant::now(),
-            without_credentials: 0,
-            credentials_forgiven: Instant::now(),
+            abandoned: Count::forgiving(FORGIVEN_PER_SECOND, 1),
+            without_credentials: Count::forgiving(1, SECONDS_TO_FORGIVE_ONE),
             idle_since: id,
             leave: leave.clone(),
         };
@@ -157,14 +160,35 @@ impl Open {
             self.leave.cancel();
         }
     }
+}
+
+impl Count {
+    fn forgiving(number: u64, seconds: u64) -> Self {
+        Self {
+            count: 0,
+            forgiven: (number, seconds),
+            since: Instant::now(),
+        }
+    }
+
+    /// Tells how many there are then.
+    fn add(&mut self) -> u64 {
+        self.forgive();
+        self.count += 1;
+        self.count
+    }
+
+    fn take(&mut self) {
+        self.forgive();
+        self.count = self.count.saturating_sub(1);
+    }
 
     fn forgive(&mut self) {
-        let seconds = self.forgiven.elapsed().as_secs();
-        if seconds > 0 {
-            self.forgiven = Instant::now();
-            self.abandoned = self
-                .abandoned
-                .saturating_sub(seconds.saturating_mul(FORGIVEN_PER_SECOND));
+        let (number, seconds) = self.forgiven;
+        let times = self.since.elapsed().as_secs() / seconds;
+        if times > 0 {
+            self.since = Instant::now();
+            self.count = self.count.saturating_sub(times.saturating_mul(number));
         }
     }
 }
@@ -201,13 +225,7 @@ impl Calls {
         let Some(open) = state.open.get_mut(&self.connection) else {
             return;
         };
-        let forgiven = open.credentials_forgiven.elapsed().as_secs() / SECONDS_TO_FORGIVE_ONE;
-        if forgiven > 0 {
-            open.credentials_forgiven = Instant::now();
-            open.without_credentials = open.without_credentials.saturating_sub(forgiven);
-        }
-        open.without_credentials += 1;
-        if open.without_credentials > MAX_WITHOUT_CREDENTIALS {
+        if open.without_credentials.add() > MAX_WITHOUT_CREDENTIALS {
             // Without a word: those who try would write the log.
             open.leave.cancel();
         }
@@ -246,14 +264,10 @@ impl Drop for Unanswered {
         let Some(open) = state.open.get_mut(&self.calls.connection) else {
             return;
         };
-        open.forgive();
         if self.is_answered {
-            open.abandoned = open.abandoned.saturating_sub(1);
-        } else {
-            open.abandoned += 1;
-            if open.abandoned > MAX_ABANDONED {
-                open.end("too many calls were opened only to be reset");
-            }
+            open.abandoned.take();
+        } else if open.abandoned.add() > MAX_ABANDONED {
+            open.end("too many calls were opened only to be reset");
         }
     }
 }

@@ -4,7 +4,10 @@ use std::fmt;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::ledger::{Record, State};
+use crate::{
+    hex::hex,
+    ledger::{Record, State},
+};
 
 /// Keys by their states.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -94,6 +97,6 @@ pub struct Summary {
 impl Summary {
     /// The digest as `sha256sum` writes one.
     pub fn digest(&self) -> impl fmt::Display {
-        fmt::from_fn(|f| self.digest.iter().try_for_each(|byte| write!(f, "{byte:02x}")))
+        hex(&self.digest)
     }
 }

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     id::Id,
     lease::Lease,
-    link::{Link, Statements},
+    link::{Link, Statements, silent},
     write::{CHANNEL, Columns, PUT_IN_DOUBT},
 };
 use crate::{
@@ -230,10 +230,6 @@ impl Keeper {
 
 fn failed(error: tokio_postgres::Error) -> Error {
     Error::Unavailable(describe(&error))
-}
-
-fn silent() -> Error {
-    Error::Unavailable("the database does not answer".into())
 }
 
 fn unavailable(error: crate::postgres::Error) -> Error {

@@ -8,11 +8,20 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     clock::Instant,
+    ledger::Error,
     postgres::{self, Settings, describe},
 };
 
 /// After a connection could not be made, those who ask are refused at once for so long.
 const PAUSE: Duration = Duration::from_millis(250);
+/// No statement, no question and no batch takes so long: the server has ended each statement before.
+pub(super) const PATIENCE: Duration = Duration::from_secs(15);
+
+pub(super) const SILENT: &str = "the database does not answer";
+
+pub(super) fn silent() -> Error {
+    Error::Unavailable(SILENT.into())
+}
 
 /// The statements of one kind of session.
 pub(super) trait Statements: Sized + Send + Sync {

@@ -187,7 +187,7 @@ impl Postgres {
             match timeout(LOOK, told.recv()).await {
                 Ok(Ok(ended)) if ended != claim => continue,
                 Ok(Ok(_) | Err(RecvError::Lagged(_))) | Err(_) => {}
-                Ok(Err(RecvError::Closed)) => return Err(Error::Unavailable("it is closed".into())),
+                Ok(Err(RecvError::Closed)) => return Err(Error::closed()),
             }
             let standing = self.reader.look_up(key.clone()).await?;
             if standing.pending.is_none_or(|pending| pending.claim != claim) {

@@ -1,8 +1,6 @@
 //! A task that owns one connection and answers what is asked of it, many questions in one round trip. A question is
 //! sent after it came in, so its answer holds every step that was acknowledged before.
 
-use std::time::Duration;
-
 use futures_util::future::join_all;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -13,7 +11,7 @@ use tokio_postgres::{Client, Statement};
 use super::{
     census,
     id::Id,
-    link::{Link, Session, Statements, plan_by_keys},
+    link::{Link, PATIENCE, SILENT, Session, Statements, plan_by_keys},
     read::{self, LOOK_UP, Standing},
 };
 use crate::{
@@ -25,8 +23,6 @@ use crate::{
 
 const QUEUE: usize = 4_096;
 const MAX_BATCH: usize = 1_024;
-/// No question takes so long: the server has ended each of its statements before.
-const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Asks to be told of the end of the claim that another replica has on a key, and tells its number.
 const WATCH: &str = "UPDATE pending SET watched = true \
@@ -93,10 +89,9 @@ impl Reader {
     }
 
     async fn ask<T>(&self, question: impl FnOnce(Answer<T>) -> Question) -> Result<T, Error> {
-        let closed = || Error::Unavailable("it is closed".into());
         let (answer, answered) = oneshot::channel();
-        self.queue.send(question(answer)).await.map_err(|_| closed())?;
-        answered.await.map_err(|_| closed())?
+        self.queue.send(question(answer)).await.map_err(|_| Error::closed())?;
+        answered.await.map_err(|_| Error::closed())?
     }
 
     pub(super) async fn look_up(&self, key: Key) -> Result<Standing, Error> {
@@ -158,7 +153,7 @@ async fn serve(mut link: Link<Reading>, mut asked: mpsc::Receiver<Question>) {
             let lost = match timeout(PATIENCE, answer(session, &mut questions)).await {
                 Ok(Ok(())) => continue,
                 Ok(Err(lost)) => lost,
-                Err(_) => "the database does not answer".into(),
+                Err(_) => SILENT.into(),
             };
             link.sever();
             if tries == 0 {

@@ -2,6 +2,7 @@
 
 use tokio_postgres::{Client, error::SqlState};
 
+use super::link::SILENT;
 use crate::{ledger::Error, postgres::describe};
 
 /// A change of the tables. A published one is never edited, and only adds what versions before it need not know of:
@@ -126,7 +127,7 @@ async fn expect_durable(client: &Client) -> Result<(), Error> {
     let row = client
         .query_one("SELECT current_setting('fsync', true)", &[])
         .await
-        .map_err(|error| refused("the database does not answer", &error))?;
+        .map_err(|error| refused(SILENT, &error))?;
     match row.get::<_, Option<&str>>(0) {
         Some("off") => Err(Error::Unusable(
             "the database runs with fsync = off: a loss of power could undo what it acknowledged".into(),

@@ -4,13 +4,11 @@
 //! the last one was verified a mark is among the versions of the schema, which no version of the gateway is compatible
 //! with: none starts. One that runs is found by its lease, before each batch and at the end.
 
-use std::time::Duration;
-
 use tokio::{task::AbortHandle, time::timeout};
 use tokio_postgres::{Client, Row, Statement, error::SqlState};
 
 use super::{
-    link::plan_by_keys,
+    link::{PATIENCE, plan_by_keys, silent},
     read::{self, Keys},
     schema::{self, MIGRATIONS, UNFINISHED, refused},
 };
@@ -19,9 +17,6 @@ use crate::{
     ledger::{Error, Query, Record},
     postgres::{self, Settings, describe},
 };
-
-/// No statement takes so long: the server has ended it before.
-const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Held by the session of a move. Any number that other programs on the same database are unlikely to use.
 const LOCK: &str = "SELECT pg_advisory_lock(91564389761026)";
@@ -234,10 +229,6 @@ async fn within<T>(statement: impl Future<Output = Result<T, tokio_postgres::Err
 
 fn failed(error: tokio_postgres::Error) -> Error {
     refused("the database failed", &error)
-}
-
-fn silent() -> Error {
-    Error::Unavailable("the database does not answer".into())
 }
 
 fn column<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, index: usize) -> Result<T, Error> {

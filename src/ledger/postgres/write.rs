@@ -119,9 +119,7 @@ pub(super) const PUT_IN_DOUBT: &str = concat!(
      p.claim AS orphan), ",
     keep!(),
     ", told AS (",
-    "SELECT pg_notify('",
-    channel!(),
-    "', claim::text) FROM gone WHERE watched",
+    tell!(),
     ") SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM told)",
 );
 
@@ -161,7 +159,7 @@ pub(super) struct Writing {
     lock: Statement,
     resolve: Statement,
     unlock: Statement,
-    look_up: Statement,
+    pub look_up: Statement,
     pub probe: Statement,
 }
 
@@ -377,13 +375,4 @@ pub(super) async fn resolve(
         changed,
         standing: standing?.pop().unwrap_or(Err(Unreadable)),
     })
-}
-
-/// Which of these claims are there, committed by whoever made them.
-pub(super) async fn look_for(
-    client: &Client,
-    statements: &Writing,
-    keys: &[Key],
-) -> Result<Standings, tokio_postgres::Error> {
-    read::look_up(client, &statements.look_up, keys).await
 }

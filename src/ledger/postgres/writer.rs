@@ -59,11 +59,10 @@ impl Writer {
 
     /// Has a step done and waits for its answer.
     pub(super) async fn ask<S, A>(&self, step: S, kind: impl FnOnce(Asked<S, A>) -> Step) -> Result<A, Error> {
-        let closed = || Error::Unavailable("it is closed".into());
         let (asked, answered) = Asked::new(step);
         let message = Message::Step(kind(asked));
-        self.queue.send(message).await.map_err(|_| closed())?;
-        answered.await.map_err(|_| closed())?
+        self.queue.send(message).await.map_err(|_| Error::closed())?;
+        answered.await.map_err(|_| Error::closed())?
     }
 
     /// Did the last batch succeed, and can there be another?

@@ -31,7 +31,7 @@ const EVERY_BUSY: Duration = Duration::from_millis(400);
 /// Pages in the WAL from which on it is to begin anew.
 const LONG: i32 = 10_000;
 /// From here on every commit tries, which bounds the WAL where the thread falls behind or has failed.
-const FULL: i32 = 16_000;
+pub(super) const FULL: i32 = 16_000;
 /// What is left to a commit: a few milliseconds.
 const REST: i32 = 250;
 /// Where the writer is faster than that, it has to help.

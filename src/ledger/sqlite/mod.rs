@@ -1,9 +1,9 @@
 //! The embedded ledger: one SQLite file, owned by one process.
 //!
-//! Four threads, each with a connection of its own (a fifth counts the keys at the start, and ends): one writes, in transactions that many callers share; one looks
-//! keys up beside it; one lists, so that no listing holds up a look-up; one works the WAL off. A commit is in the WAL's
-//! index when it is acknowledged, and a read transaction begins after its question came in, so a look-up sees every step
-//! that was acknowledged before it.
+//! Five threads, each with a connection of its own: one writes, in transactions that many callers share; one looks keys up
+//! beside it; one lists, so that no listing holds up a look-up; one works the WAL off; one counts the keys at the start, and
+//! ends. A commit is in the WAL's index when it is acknowledged, and a read transaction begins after its question came in,
+//! so a look-up sees every step that was acknowledged before it.
 //!
 //! The file must be on a local disk: its lock, and the WAL's shared memory, don't work across a network.
 

@@ -181,15 +181,14 @@ impl Worker {
 
     /// Has `operation` done and waits for its answer.
     pub(super) async fn ask<O: Operation>(&self, operation: O) -> Result<O::Answer, Error> {
-        let closed = || Error::Unavailable("it is closed".into());
         let (answer, answered) = oneshot::channel();
         let step = Message::Step(Box::new(Asked {
             operation,
             outcome: None,
             answer,
         }));
-        self.queue.send(step).await.map_err(|_| closed())?;
-        answered.await.map_err(|_| closed())?
+        self.queue.send(step).await.map_err(|_| Error::closed())?;
+        answered.await.map_err(|_| Error::closed())?
     }
 
     /// Did the last batch succeed, and can there be another?

@@ -33,6 +33,35 @@ fn is_in_doubt(answer: &Answer) -> bool {
 }
 
 #[test]
+fn every_answer_has_its_name_among_all_names() {
+    let notification = String::new();
+    let cause = String::new();
+    let answers = [
+        Answer::Added {
+            notification: notification.clone(),
+        },
+        Answer::ActionFailed {
+            http_status: 200,
+            notification,
+        },
+        Answer::BadRequest,
+        Answer::Unauthorized,
+        Answer::Forbidden,
+        Answer::NotFound,
+        Answer::RateLimited { retry_after: None },
+        Answer::InternalError,
+        Answer::Unavailable { retry_after: None },
+        Answer::UnexpectedStatus { http_status: 302 },
+        Answer::Unreachable { cause: cause.clone() },
+        Answer::InDoubt {
+            http_status: None,
+            cause,
+        },
+    ];
+    assert_eq!(answers.map(|answer| answer.name()), Answer::NAMES);
+}
+
+#[test]
 fn every_status_has_its_row() {
     for http_status in 0..=u16::MAX {
         let answer = status(http_status);

@@ -252,11 +252,9 @@ async fn a_connection_that_does_not_come_about_in_time() {
         })
         .collect();
     let url = format!("http://{}/api.php", address.as_socket().unwrap());
-    let begin = crate::clock::Instant::now();
     // The connect timeout given is as long as the whole: half of it is used, so the two can't be confused.
     let answer = send(&surveylab(&url, SHORT)).await;
     assert_unreachable(&answer, "no connection in time");
-    assert!(begin.elapsed() < PATIENT);
 }
 
 async fn tls(timeout: Duration, first_words: &'static [u8]) -> (Answer, Vec<u8>) {

@@ -7,7 +7,7 @@
 use std::{collections::HashMap, env, time::Duration};
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{
     list,
@@ -81,10 +81,14 @@ async fn a_list_comes_through_whatever_happens() {
     let mut memory = Memory::default();
     let mut running = import.spawn(relay.address, &[]);
     let mut reruns = 0;
+    // A hundred rows a second is slow on any machine; the rest is for what happens on the way.
+    let deadline = Instant::now() + Duration::from_secs(120 + rows / 100);
+    let assert_in_time = || assert!(Instant::now() < deadline, "it came to a stand");
     for (point, event) in points.into_iter().zip(&kinds) {
         while sandbox.report().effects < point {
             memory.sample(&running, &gateway);
             sleep(Duration::from_millis(20)).await;
+            assert_in_time();
             assert!(!running.has_ended(), "it ended: {:?}", running.end().await);
         }
         println!("after {point} of {rows} effects: {event:?}");
@@ -105,6 +109,7 @@ async fn a_list_comes_through_whatever_happens() {
     while !running.has_ended() {
         memory.sample(&running, &gateway);
         sleep(Duration::from_millis(20)).await;
+        assert_in_time();
     }
     let run = Run::from(running.end().await);
     let every = |series: &[u64]| {

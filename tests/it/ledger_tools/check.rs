@@ -16,6 +16,7 @@ use crate::{
     support::{
         Gateway,
         call::{COLLECTOR, add, get, last_error, resolve, state},
+        calling,
         gateway::surveylab,
         request,
         watch::soon,
@@ -37,10 +38,7 @@ async fn a_check_tells_what_is_in_a_ledger_whether_a_gateway_runs_or_not() {
         let _ = add(&client, request(crk)).await;
     }
     resolve(&client, "doubt1", Resolution::Added).await.unwrap();
-    let call = tokio::spawn({
-        let client = client.clone();
-        async move { add(&client, request("pending")).await }
-    });
+    let call = calling(&client, "pending");
     soon(sandbox.wait_for_requests(7)).await;
 
     let (code, report) = checked(&path).await;
@@ -105,10 +103,7 @@ async fn what_a_crash_has_left_is_left_as_it_is() {
     let mut gateway = Gateway::with(over(&path), &sandbox).await;
     let client = gateway.client().await;
     add(&client, request("added")).await.unwrap();
-    let call = tokio::spawn({
-        let client = client.clone();
-        async move { add(&client, request("pending")).await }
-    });
+    let call = calling(&client, "pending");
     soon(sandbox.wait_for_requests(2)).await;
     gateway.kill();
     soon(call).await.unwrap().unwrap_err();

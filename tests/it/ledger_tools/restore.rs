@@ -9,7 +9,7 @@ use surveylab_gateway::{
 
 use super::{LEDGER, checked, json, ledger, over, stop, told};
 use crate::support::{
-    Gateway,
+    Gateway, adding,
     call::{COLLECTOR, Client, add, added, resolve, state},
     gateway::surveylab,
     request,
@@ -71,10 +71,7 @@ async fn a_gateway_that_went_on(sandbox: &Sandbox, directory: &std::path::Path) 
     for crk in &BEFORE[..6] {
         let _ = add(&client, request(crk)).await;
     }
-    let call = tokio::spawn({
-        let client = client.clone();
-        async move { added(&client, request("pending")).await }
-    });
+    let call = adding(&client, "pending");
     soon(sandbox.wait_for_requests(7)).await;
 
     let backup = directory.join("backup.db");

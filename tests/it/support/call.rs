@@ -8,6 +8,7 @@ use surveylab_gateway::proto::{
     Resolution, ResolveInvitationRequest, StreamAddRespondentResponse,
     invitation_service_client::InvitationServiceClient, stream_add_respondent_response::Result as ItemResult,
 };
+use tokio::task::JoinHandle;
 use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt as _;
 
@@ -87,6 +88,18 @@ pub async fn added(client: &Client, request: AddRespondentRequest) -> Outcome {
         Ok(response) => response.outcome(),
         Err(error) => panic!("{error:?}"),
     }
+}
+
+/// One unary call in a task of its own.
+pub fn calling(client: &Client, crk: &str) -> JoinHandle<Result<AddRespondentResponse, Error>> {
+    let (client, request) = (client.clone(), request(crk));
+    tokio::spawn(async move { add(&client, request).await })
+}
+
+/// The same of one that must succeed.
+pub fn adding(client: &Client, crk: &str) -> JoinHandle<Outcome> {
+    let (client, request) = (client.clone(), request(crk));
+    tokio::spawn(async move { added(&client, request).await })
 }
 
 /// A stream's item, as if it were a unary call's answer.

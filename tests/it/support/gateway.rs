@@ -16,7 +16,7 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper_util::{client::legacy::Client as Http, rt::TokioExecutor};
 use surveylab_gateway::{
     proto::invitation_service_client::InvitationServiceClient,
-    sandbox::{Config, Sandbox},
+    sandbox::{Config, Fault, Gate, Sandbox},
 };
 use tempfile::TempDir;
 use tokio::sync::oneshot;
@@ -341,6 +341,14 @@ pub async fn surveylab_with(change: impl FnOnce(&mut Config)) -> Sandbox {
     };
     change(&mut config);
     Sandbox::start(config).await.unwrap()
+}
+
+/// One that holds every request until the gate opens.
+pub async fn holding() -> (Sandbox, Gate) {
+    let sandbox = surveylab().await;
+    let gate = Gate::new();
+    sandbox.add_fault(Fault::hold(&gate));
+    (sandbox, gate)
 }
 
 /// An empty file, to be made unreadable, full or wrong by a test.

@@ -13,5 +13,5 @@ pub mod relay;
 pub mod shim;
 pub mod watch;
 
-pub use call::{Error, added, request, status_error};
-pub use gateway::{Gateway, Options};
+pub use call::{Error, added, adding, calling, request, status_error};
+pub use gateway::{Gateway, Options, holding};

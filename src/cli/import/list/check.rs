@@ -41,7 +41,7 @@ impl fmt::Display for Problem {
 
 /// How far a check is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
+pub struct Checking {
     pub rows: u64,
     /// Of the file.
     pub bytes: u64,
@@ -73,7 +73,7 @@ pub fn check(
     rows: Rows,
     on_row: &mut dyn FnMut(&Row),
     on_problem: &mut dyn FnMut(Problem),
-    on_progress: &mut dyn FnMut(Progress),
+    on_progress: &mut dyn FnMut(Checking),
 ) -> Result<Checked, Error> {
     check_with(Comparison::new(RUN), rows, on_row, on_problem, on_progress)
 }
@@ -83,7 +83,7 @@ fn check_with(
     mut rows: Rows,
     on_row: &mut dyn FnMut(&Row),
     on_problem: &mut dyn FnMut(Problem),
-    on_progress: &mut dyn FnMut(Progress),
+    on_progress: &mut dyn FnMut(Checking),
 ) -> Result<Checked, Error> {
     let mut checked = Checked::default();
     while let Some(row) = rows.next() {
@@ -108,8 +108,8 @@ fn check_with(
     Ok(checked)
 }
 
-fn progress(checked: &Checked, rows: &Rows) -> Progress {
-    Progress {
+fn progress(checked: &Checked, rows: &Rows) -> Checking {
+    Checking {
         rows: checked.rows,
         bytes: rows.bytes(),
     }

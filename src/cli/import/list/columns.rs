@@ -3,8 +3,8 @@
 use super::{
     Error, Field, Mapping, Options,
     error::{Column, columns as listed},
-    field::forgiving,
 };
+use crate::cli::field::forgiving;
 
 /// What the columns of a CSV list give.
 #[derive(Debug, PartialEq, Eq)]

@@ -4,7 +4,8 @@ use std::{fmt, io};
 
 use encoding_rs::{Encoding, UTF_8};
 
-use super::{Field, field::NoField, records::MAX_RECORD};
+use super::{Field, records::MAX_RECORD};
+use crate::cli::field::NoField;
 
 /// Ends the reading. Tells lines and columns, and of a row no value; a header's words are shown, unless they look like a
 /// person's data.

@@ -1,11 +1,9 @@
 //! A response key made of a row's own data, for lists that have none.
 
-use std::fmt::Write as _;
-
 use sha2::{Digest as _, Sha256};
 
 use super::{Error, Field};
-use crate::proto::AddRespondentRequest;
+use crate::{hex::hex, proto::AddRespondentRequest};
 
 /// Makes the crk of some fields. The same data give the same crk, for ever: with another one, what was sent would not
 /// be known again, and would be sent a second time. A change needs another prefix and a flag to choose it.
@@ -54,11 +52,7 @@ impl Derivation {
                 field => update(&mut hash, field.get(request)),
             }
         }
-        let mut crk = String::from("d1-");
-        for byte in &hash.finalize()[..16] {
-            let _infallible = write!(crk, "{byte:02x}");
-        }
-        Some(crk)
+        Some(format!("d1-{}", hex(&hash.finalize()[..16])))
     }
 }
 

@@ -9,7 +9,8 @@ use super::{
     super::{
         id::Id,
         lease::Lease,
-        link::Link,
+        link::{Link, PATIENCE, SILENT},
+        read::{self, Standing},
         write::{self, Claimant, Writing},
     },
     step::Step,
@@ -22,8 +23,6 @@ use crate::{
     postgres::describe,
 };
 
-/// No batch takes so long: the server has ended each of its statements before.
-const PATIENCE: Duration = Duration::from_secs(15);
 /// How often a batch is tried again that the server undid for the sake of another transaction.
 const RETRIES: u32 = 6;
 /// The server may yet commit a transaction whose connection was lost: the session's timeouts bound each of its steps,
@@ -215,7 +214,7 @@ impl Session {
         };
         let Ok((begun, purged, claimed, settled, released, resolved, probed, committed)) = timeout(PATIENCE, all).await
         else {
-            return Err(Failure::Unknown("the database does not answer".into()));
+            return Err(Failure::Unknown(SILENT.into()));
         };
         // In an order in which an error that undid the transaction comes before those it led to. After an error the
         // COMMIT is a ROLLBACK, and succeeds.
@@ -275,7 +274,7 @@ impl Session {
         let keys: Vec<Key> = claims.collect();
         let found = match self.link.session().await {
             Ok(session) => {
-                let looking = write::look_for(&session.client, &session.statements, &keys);
+                let looking = read::look_up(&session.client, &session.statements.look_up, &keys);
                 timeout(PATIENCE, looking).await.ok().and_then(Result::ok)
             }
             Err(_) => None,
@@ -287,9 +286,8 @@ impl Session {
             match step {
                 Step::Claim(asked) if asked.outcome.is_none() => {
                     let standing = found.next().and_then(Result::ok);
-                    let is_ours = |standing: &super::super::read::Standing| {
-                        standing.pending.as_ref().is_some_and(|pending| pending.claim == stamp)
-                    };
+                    let is_ours =
+                        |standing: &Standing| standing.pending.as_ref().is_some_and(|pending| pending.claim == stamp);
                     let claimed = standing
                         .filter(is_ours)
                         .and_then(|standing| write::claimed(&asked.step, standing, stamp));

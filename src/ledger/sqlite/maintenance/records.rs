@@ -105,6 +105,7 @@ fn next(rows: &mut Option<Rows<'_>>) -> rusqlite::Result<Option<Entry>> {
         None => Ok(None),
     }
 }
+
 fn entry(row: &Row<'_>) -> Entry {
     // The columns behind those that `decode` takes.
     let (collector_id, crk) = (text(row, 8), text(row, 9));

@@ -1,10 +1,10 @@
-//! The fields of a row, and which column of a list gives which.
+//! The fields of a respondent.
 
 use std::{fmt, str::FromStr};
 
 use crate::proto::AddRespondentRequest;
 
-/// What a row can say of a respondent, in the contract's order.
+/// What can be said of a respondent, in the contract's order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Field {
     CollectorId,
@@ -45,6 +45,17 @@ impl Field {
         Self::Custom8,
     ];
 
+    pub const CUSTOM: [Self; 8] = [
+        Self::Custom1,
+        Self::Custom2,
+        Self::Custom3,
+        Self::Custom4,
+        Self::Custom5,
+        Self::Custom6,
+        Self::Custom7,
+        Self::Custom8,
+    ];
+
     /// Its name in the contract.
     pub fn name(self) -> &'static str {
         match self {
@@ -68,7 +79,7 @@ impl Field {
     }
 
     /// The field of this name in JSON: protobuf's mapping takes the contract's own names as well.
-    pub(super) fn from_json(name: &str) -> Option<Self> {
+    pub fn from_json(name: &str) -> Option<Self> {
         match name {
             "collectorId" => Some(Self::CollectorId),
             "firstName" => Some(Self::FirstName),
@@ -78,7 +89,7 @@ impl Field {
     }
 
     /// The field that a header plainly means, whatever its case and separators.
-    pub(super) fn from_header(name: &str) -> Option<Self> {
+    pub fn from_header(name: &str) -> Option<Self> {
         let name = forgiving(name);
         match name.as_str() {
             "emailaddress" | "mail" => Some(Self::Email),
@@ -158,35 +169,9 @@ impl FromStr for Field {
 }
 
 /// How names are compared: their letters and digits alone, in lower case.
-pub(super) fn forgiving(name: &str) -> String {
+pub fn forgiving(name: &str) -> String {
     let parts = name.chars().filter(|c| c.is_alphanumeric());
     parts.flat_map(char::to_lowercase).collect()
-}
-
-/// `COLUMN=FIELD`: this column gives this field; with an empty FIELD it is ignored.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mapping {
-    /// The column's name in the list, or `#3` for the third.
-    pub column: String,
-    pub field: Option<Field>,
-}
-
-impl FromStr for Mapping {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // A column's name may have a = in it, a field's has none.
-        let (column, field) = text.rsplit_once('=').ok_or("expected COLUMN=FIELD")?;
-        let column = column.trim().to_string();
-        if column.is_empty() {
-            return Err("expected COLUMN=FIELD".into());
-        }
-        let field = match field.trim() {
-            "" => None,
-            field => Some(field.parse().map_err(|error| format!("FIELD: {error}"))?),
-        };
-        Ok(Self { column, field })
-    }
 }
 
 #[cfg(test)]
@@ -251,24 +236,5 @@ mod tests {
     fn names_are_compared_by_letters_and_digits_of_any_script() {
         assert_eq!(forgiving("  IMIĘ (klienta) 2"), "imięklienta2");
         assert_eq!(forgiving("Imię_Klienta-2"), "imięklienta2");
-    }
-
-    #[test]
-    fn a_mapping_is_split_at_its_last_equals_sign() {
-        let mapping = |column: &str, field| Mapping {
-            column: column.into(),
-            field,
-        };
-        assert_eq!("Imię=first_name".parse(), Ok(mapping("Imię", Some(Field::FirstName))));
-        assert_eq!("a=b = firstName".parse(), Ok(mapping("a=b", Some(Field::FirstName))));
-        assert_eq!("#3=custom1".parse(), Ok(mapping("#3", Some(Field::Custom1))));
-        assert_eq!("Notes=".parse(), Ok(mapping("Notes", None)));
-        assert!("email".parse::<Mapping>().is_err());
-        assert!(" =email".parse::<Mapping>().is_err());
-        let wrong = "Imię=imie".parse::<Mapping>().unwrap_err();
-        assert!(
-            wrong.contains("first_name") && wrong.contains("custom1 to custom8"),
-            "{wrong}"
-        );
     }
 }
