@@ -19,11 +19,12 @@ use std::{
 
 use futures_util::future::{BoxFuture, FutureExt, join_all};
 use tokio::{
+    select,
     sync::{
         broadcast::{self, error::RecvError},
         mpsc,
     },
-    time::timeout,
+    time::{Instant, MissedTickBehavior, interval_at},
 };
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
@@ -183,11 +184,18 @@ impl Postgres {
         let Some(claim) = self.reader.watch(key.clone(), self.lease.last()).await? else {
             return Ok(());
         };
+        // One for the whole wait: the ends of other claims, however many are told, put no look off.
+        let mut looks = interval_at(Instant::now() + LOOK, LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            match timeout(LOOK, told.recv()).await {
-                Ok(Ok(ended)) if ended != claim => continue,
-                Ok(Ok(_) | Err(RecvError::Lagged(_))) | Err(_) => {}
-                Ok(Err(RecvError::Closed)) => return Err(Error::Unavailable("it is closed".into())),
+            select! {
+                biased;
+                _ = looks.tick() => {}
+                heard = told.recv() => match heard {
+                    Ok(ended) if ended != claim => continue,
+                    Ok(_) | Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => return Err(Error::Unavailable("it is closed".into())),
+                },
             }
             let standing = self.reader.look_up(key.clone()).await?;
             if standing.pending.is_none_or(|pending| pending.claim != claim) {

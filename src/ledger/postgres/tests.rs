@@ -3,7 +3,7 @@ mod cut;
 mod replicas;
 mod unknown;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{sleep, timeout};
 use tokio_postgres::Client;
 
 use super::*;

@@ -92,6 +92,40 @@ async fn those_who_wait_notice_the_end_without_being_told() {
     waited.expect("waits");
 }
 
+/// More often than they look for themselves.
+#[tokio::test]
+async fn those_who_wait_look_for_themselves_while_the_ends_of_other_claims_are_told() {
+    let database = testing::shared().database();
+    let (one, other) = (
+        open(&database).await.expect("opens"),
+        open(&database).await.expect("opens"),
+    );
+    let key = key("1");
+    one.claim(a_claim(&key, 1)).await.expect("claims");
+    let waiting = timeout(Duration::from_secs(30), other.settled(&key));
+    let releasing = async {
+        until("the other watches", async || {
+            database.sql("SELECT watched FROM pending") == "t"
+        })
+        .await;
+        // As if the telling were lost with a connection.
+        database.sql("UPDATE pending SET watched = false");
+        one.release(&key).await.expect("releases");
+        std::future::pending::<()>().await;
+    };
+    let telling = async {
+        loop {
+            let _others = other.ended.send(Id::random());
+            sleep(LOOK / 5).await;
+        }
+    };
+    select! {
+        waited = waiting => waited.expect("notices").expect("waits"),
+        () = releasing => {}
+        () = telling => {}
+    }
+}
+
 #[tokio::test]
 async fn a_dead_replicas_claims_are_in_doubt_when_its_lease_has_run_out() {
     let database = testing::shared().database();
