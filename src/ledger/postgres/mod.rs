@@ -31,7 +31,7 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-use super::{Census, Claim, Claimed, Error, Ledger, Query, Record, Replica, Resolution, Resolved, Settlement};
+use super::{Census, Claim, Claimed, Error, Fence, Ledger, Query, Record, Replica, Resolution, Resolved, Settlement};
 use crate::{
     clock::{Clock, Timestamp},
     invitation::Key,
@@ -181,7 +181,7 @@ impl Postgres {
     async fn wait_for_end(&self, key: Key) -> Result<(), Error> {
         // Before it is asked for, so that nothing is told in between.
         let mut told = self.ended.subscribe();
-        let Some(claim) = self.reader.watch(key.clone(), self.lease.last()).await? else {
+        let Some(claim) = self.reader.watch(key.clone(), self.lease.last().replica).await? else {
             return Ok(());
         };
         // One for the whole wait: the ends of other claims, however many are told, put no look off.
@@ -264,7 +264,7 @@ impl Ledger for Postgres {
     fn check(&self) -> BoxFuture<'_, Result<(), Error>> {
         async {
             // The lease is a write that the database confirmed a moment ago.
-            if !self.may_send() {
+            if self.lease.holder().is_none() {
                 return Err(Error::Unavailable(
                     "this replica has not reached the database for too long".into(),
                 ));
@@ -282,8 +282,8 @@ impl Ledger for Postgres {
         self.census.get()
     }
 
-    fn may_send(&self) -> bool {
-        self.lease.replica().is_some()
+    fn may_send(&self, fence: Fence) -> bool {
+        self.lease.holder().is_some_and(|holder| holder.fence == fence)
     }
 
     fn settled(&self, key: &Key) -> BoxFuture<'_, Result<(), Error>> {
@@ -291,7 +291,7 @@ impl Ledger for Postgres {
     }
 
     fn replicas(&self) -> BoxFuture<'_, Result<Vec<Replica>, Error>> {
-        self.lister.replicas(self.lease.last()).boxed()
+        self.lister.replicas(self.lease.last().replica).boxed()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -7,6 +7,7 @@ use tokio_postgres::{Client, Statement, types::ToSql};
 
 use super::{
     id::Id,
+    lease::Holder,
     link::{Statements, plan_by_keys},
     read::{self, Keys, LOOK_UP, Standing, Unreadable, in_order, of_asked, standing},
     writer::Resolve,
@@ -188,7 +189,7 @@ type Values<'a, const N: usize> = [&'a (dyn ToSql + Sync); N];
 /// Who claims, and the number by which these claims are known.
 #[derive(Clone, Copy)]
 pub(super) struct Claimant {
-    pub replica: Id,
+    pub holder: Holder,
     pub stamp: Id,
 }
 
@@ -215,7 +216,7 @@ pub(super) async fn claim(
         &fingerprints,
         &resend,
         &at,
-        &by.replica,
+        &by.holder.replica,
         &by.stamp,
     ];
     let asked: Values<'_, 3> = [&keys.collector_ids, &keys.crks, &by.stamp];
@@ -229,15 +230,16 @@ pub(super) async fn claim(
 }
 
 /// What is told who claimed. `None`: the key was free by the second look, and not by the first, or the other way round.
-pub(super) fn claimed(claim: &Claim, standing: Standing, stamp: Id) -> Option<Claimed> {
+pub(super) fn claimed(claim: &Claim, standing: Standing, by: Claimant) -> Option<Claimed> {
     let granted = rules::grant(standing.settled.as_ref(), claim);
     match (&standing.pending, granted) {
-        (Some(pending), Ok(grant)) if pending.claim == stamp => Some(Claimed::Yes {
+        (Some(pending), Ok(grant)) if pending.claim == by.stamp => Some(Claimed::Yes {
             attempts: grant.attempts,
             was_in_doubt: grant.was_in_doubt,
+            fence: by.holder.fence,
         }),
         // It was taken back.
-        (Some(pending), Err(record)) if pending.claim == stamp => Some(Claimed::No(record.clone())),
+        (Some(pending), Err(record)) if pending.claim == by.stamp => Some(Claimed::No(record.clone())),
         (Some(_), _) => standing.shown(&claim.key).map(Claimed::No),
         (None, Err(record)) => Some(Claimed::No(record.clone())),
         (None, Ok(_)) => None,

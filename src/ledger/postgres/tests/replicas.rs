@@ -145,7 +145,8 @@ async fn a_dead_replicas_claims_are_in_doubt_when_its_lease_has_run_out() {
         other.claim(resent("1", 3)).await.expect("claims"),
         Claimed::Yes {
             attempts: 2,
-            was_in_doubt: true
+            was_in_doubt: true,
+            fence: FENCE,
         }
     );
 }
@@ -166,7 +167,7 @@ async fn a_replica_that_closes_leaves_nothing_pending() {
     assert_eq!(state(&other, "settled").await, Some(State::Added));
     assert_eq!(state(&other, "cut off").await, Some(State::InDoubt));
     assert_eq!(database.sql("SELECT count(*) FROM replica"), "1");
-    assert!(!one.may_send());
+    assert!(!one.may_send(FENCE));
     assert_unavailable(one.claim(a_claim(&key("late"), 3)).await);
     assert_unavailable(one.look_up(&key("settled")).await);
 }
@@ -188,27 +189,77 @@ async fn a_replica_that_stood_still_does_not_send_until_it_is_somebody_new() {
     };
     let slow = Postgres::open(&settings, &clock, options).await.expect("opens");
     for crk in ["1", "3"] {
-        slow.claim(a_claim(&key(crk), 1)).await.expect("claims");
+        assert_eq!(slow.claim(a_claim(&key(crk), 1)).await.expect("claims"), FIRST);
     }
-    assert!(slow.may_send());
+    assert!(slow.may_send(FENCE));
     let before = database.sql("SELECT id FROM replica WHERE name = 'slow'");
     // The database, and with it the others, take it for dead.
     database.sql("UPDATE replica SET lease_until = clock_timestamp() - interval '1 second' WHERE name = 'slow'");
     ahead.store(9, Ordering::SeqCst);
-    assert!(!slow.may_send());
+    assert!(!slow.may_send(FENCE));
     other.settled(&key("1")).await.expect("waits");
     assert_eq!(state(&other, "1").await, Some(State::InDoubt));
 
-    until("it may send again", async || slow.may_send()).await;
+    until("it has a lease again", async || slow.lease.holder().is_some()).await;
     let after = database.sql("SELECT id FROM replica WHERE name = 'slow'");
     assert_ne!(before, after);
+    // Others may send them by now.
+    assert!(!slow.may_send(FENCE));
     // Its late outcome ends the doubt, as its caller is told of it; unless somebody has gone by the doubt meanwhile.
     slow.settle(&key("1"), added(), Timestamp(2)).await.expect("answers");
     assert_eq!(state(&other, "1").await, Some(State::Added));
     other.claim(resent("3", 3)).await.expect("claims");
     slow.settle(&key("3"), added(), Timestamp(4)).await.expect("answers");
     assert_eq!(state(&slow, "3").await, Some(State::Pending));
-    assert_eq!(slow.claim(a_claim(&key("2"), 5)).await.expect("claims"), FIRST);
+    let Claimed::Yes { fence, .. } = slow.claim(a_claim(&key("2"), 5)).await.expect("claims") else {
+        panic!("not claimed")
+    };
+    assert!(slow.may_send(fence));
+}
+
+/// What is tried again for the sake of another transaction may have taken long.
+#[tokio::test]
+async fn a_claim_that_is_tried_again_is_refused_if_the_lease_has_lapsed() {
+    let database = testing::shared().database();
+    let ahead = Arc::new(AtomicU64::new(0));
+    let clock = {
+        let ahead = ahead.clone();
+        Clock::with_wall(move || SystemTime::now() + Duration::from_secs(ahead.load(Ordering::SeqCst)))
+    };
+    let settings = database.socket_url().parse().expect("is one");
+    let slow = Postgres::open(&settings, &clock, Options::default())
+        .await
+        .expect("opens");
+    database.sql(
+        "CREATE SEQUENCE tries;
+         CREATE FUNCTION conflict() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             PERFORM pg_advisory_xact_lock(1);
+             IF nextval('tries') = 1 THEN RAISE EXCEPTION 'as planned' USING ERRCODE = '40001'; END IF;
+             RETURN NEW; END $$;
+         CREATE TRIGGER conflict BEFORE INSERT ON pending FOR EACH ROW EXECUTE FUNCTION conflict()",
+    );
+    let (first_try, heartbeats) = (stranger(&database).await, stranger(&database).await);
+    first_try
+        .batch_execute("SELECT pg_advisory_lock(1)")
+        .await
+        .expect("locks");
+    let key = key("1");
+    let claim = slow.claim(a_claim(&key, 1));
+    let lapse = async {
+        until_one_waits(&database).await;
+        heartbeats
+            .batch_execute("BEGIN; SELECT FROM replica FOR UPDATE")
+            .await
+            .expect("locks");
+        ahead.store(9, Ordering::SeqCst);
+        first_try
+            .batch_execute("SELECT pg_advisory_unlock(1)")
+            .await
+            .expect("unlocks");
+    };
+    let (claimed, ()) = tokio::join!(claim, lapse);
+    assert_unavailable(claimed);
+    assert_eq!(state(&slow, "1").await, None);
 }
 
 #[tokio::test]
@@ -342,6 +393,6 @@ async fn a_host_that_hangs_does_not_keep_a_replica_from_the_next() {
         .expect("opens");
     database
         .sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'surveylab-gateway%'");
-    until("its lease has run out", async || !ledger.may_send()).await;
+    until("its lease has run out", async || !ledger.may_send(FENCE)).await;
     until("it is there again", async || ledger.check().await.is_ok()).await;
 }

@@ -122,20 +122,26 @@ impl Session {
     /// Gives each step its outcome, unless it has to be asked again. Tries again by itself where that can be known to
     /// do no harm.
     pub(super) async fn transact(&mut self, steps: &mut [Step]) -> Result<(), Failure> {
-        // Before anything of them is written: claims of a replica that others take for dead would be in doubt at once.
-        if self.lease.replica().is_none() {
-            for step in steps.iter_mut().filter(|step| matches!(step, Step::Claim(_))) {
-                step.refuse("this replica has not reached the database for too long");
-            }
-        }
         let mut tries = 0;
         loop {
-            let stamp = Id::random();
-            let Err(failure) = self.attempt(steps, stamp).await else {
+            // Once for each try, so that what is checked, what is written and what is told of it are the same.
+            let holder = self.lease.holder();
+            if holder.is_none() {
+                // Before anything of them is written: claims of a replica that others take for dead would be in doubt at
+                // once.
+                for step in steps.iter_mut().filter(|step| matches!(step, Step::Claim(_))) {
+                    step.refuse("this replica has not reached the database for too long");
+                }
+            }
+            let by = Claimant {
+                holder: holder.unwrap_or_else(|| self.lease.last()),
+                stamp: Id::random(),
+            };
+            let Err(failure) = self.attempt(steps, by).await else {
                 return Ok(());
             };
             match failure {
-                Failure::Unknown(why) => return self.find_out(steps, stamp, why).await,
+                Failure::Unknown(why) => return self.find_out(steps, by, why).await,
                 failure if failure.is_of_others() && tries < RETRIES => {
                     tries += 1;
                     // At random, so that two that met don't meet again.
@@ -153,16 +159,12 @@ impl Session {
     }
 
     /// Runs the steps that have no outcome, in one transaction and one round trip.
-    async fn attempt(&mut self, steps: &mut [Step], stamp: Id) -> Result<(), Failure> {
+    async fn attempt(&mut self, steps: &mut [Step], by: Claimant) -> Result<(), Failure> {
         let session = match self.link.session().await {
             Ok(session) => session,
             Err(error) => return Err(Failure::Refused(error.to_string())),
         };
         let (client, statements) = (&session.client, &session.statements);
-        let by = Claimant {
-            replica: self.lease.last(),
-            stamp,
-        };
         let (mut claims, mut settles, mut releases) = (Vec::new(), Vec::new(), Vec::new());
         let (mut resolve, mut probe) = (None, false);
         for step in &*steps {
@@ -206,7 +208,7 @@ impl Session {
                 },
                 async {
                     match probe {
-                        true => client.execute(&statements.probe, &[&by.replica]).await.map(drop),
+                        true => client.execute(&statements.probe, &[&by.holder.replica]).await.map(drop),
                         false => Ok(()),
                     }
                 },
@@ -236,12 +238,12 @@ impl Session {
             match step {
                 Step::Claim(asked) if asked.outcome.is_none() => {
                     asked.outcome = match standings.next() {
-                        Some(Ok(standing)) => write::claimed(&asked.step, standing, stamp).map(Ok),
+                        Some(Ok(standing)) => write::claimed(&asked.step, standing, by).map(Ok),
                         Some(Err(unreadable)) => Some(Err(unreadable.into())),
                         None => None,
                     };
                     if let Some(Ok(Claimed::Yes { .. })) = asked.outcome {
-                        self.claims.insert(asked.step.key.clone(), stamp);
+                        self.claims.insert(asked.step.key.clone(), by.stamp);
                     }
                 }
                 Step::Settle(asked) if asked.outcome.is_none() => {
@@ -266,7 +268,7 @@ impl Session {
     /// Learns what became of a transaction whose connection was lost. A claim that is there is its caller's. One that
     /// is not there may still come, as the server may not have noticed: it is disowned. What ends claims names them, so
     /// it can be done twice.
-    async fn find_out(&mut self, steps: &mut [Step], stamp: Id, why: String) -> Result<(), Failure> {
+    async fn find_out(&mut self, steps: &mut [Step], by: Claimant, why: String) -> Result<(), Failure> {
         self.link.sever();
         let claims = steps.iter().filter_map(|step| match step {
             Step::Claim(asked) if asked.outcome.is_none() => Some(asked.step.key.clone()),
@@ -288,18 +290,21 @@ impl Session {
                 Step::Claim(asked) if asked.outcome.is_none() => {
                     let standing = found.next().and_then(Result::ok);
                     let is_ours = |standing: &super::super::read::Standing| {
-                        standing.pending.as_ref().is_some_and(|pending| pending.claim == stamp)
+                        standing
+                            .pending
+                            .as_ref()
+                            .is_some_and(|pending| pending.claim == by.stamp)
                     };
                     let claimed = standing
                         .filter(is_ours)
-                        .and_then(|standing| write::claimed(&asked.step, standing, stamp));
+                        .and_then(|standing| write::claimed(&asked.step, standing, by));
                     if let Some(claimed @ Claimed::Yes { .. }) = claimed {
-                        self.claims.insert(asked.step.key.clone(), stamp);
+                        self.claims.insert(asked.step.key.clone(), by.stamp);
                         asked.outcome = Some(Ok(claimed));
                     } else {
                         self.disowned.push(Disowned {
                             key: asked.step.key.clone(),
-                            stamp,
+                            stamp: by.stamp,
                             until,
                         });
                         asked.outcome = Some(Err(Error::Unavailable(why.clone())));
@@ -313,7 +318,8 @@ impl Session {
         if !is_back {
             return Err(Failure::Refused(why));
         }
-        let again = self.attempt(steps, Id::random()).await;
+        // Every claim has its outcome: none is made by it.
+        let again = self.attempt(steps, by).await;
         if again.is_err() {
             self.link.sever();
         }
