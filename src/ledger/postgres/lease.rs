@@ -19,6 +19,12 @@ pub(super) struct Moment {
     wall: SystemTime,
 }
 
+/// How much of a lease is left at least when a request may go out: for what lies between that answer and the request's first
+/// byte, and for clocks that drift.
+pub fn margin(lease: Duration) -> Duration {
+    lease / 5
+}
+
 /// The process's lease on its claims, as far as the process itself can know it.
 pub(super) struct Lease {
     clock: Clock,
@@ -81,8 +87,7 @@ impl Lease {
     pub(super) fn holder(&self) -> Option<Holder> {
         let held = self.held();
         let passed = self.passed(held.since?);
-        // A fifth of it for what lies between this answer and a request's first byte, and for clocks that drift.
-        (passed < self.length - self.length / 5).then_some(held.holder)
+        (passed < self.length - margin(self.length)).then_some(held.holder)
     }
 
     fn passed(&self, since: Moment) -> Duration {

@@ -55,6 +55,7 @@ mod writer;
 use id::Id;
 use keeper::Keeper;
 use lease::Lease;
+pub use lease::margin;
 use link::Link;
 use reader::Reader;
 use writer::{Settle, Step, Writer};
