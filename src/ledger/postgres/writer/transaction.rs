@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::{sleep, timeout};
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{Severity, SqlState};
 
 use super::{
     super::{
@@ -36,23 +36,30 @@ pub(super) enum Failure {
     Refused(String),
     /// The server has undone it.
     Undone(SqlState, String),
-    /// The connection was lost, and with it the answer to the COMMIT.
+    /// The connection was lost, and with it the answer to the COMMIT; or the answer does not tell.
     Unknown(String),
 }
 
 impl Failure {
+    /// Of the BEGIN: without it what follows it would be committed one by one.
+    fn of_begin(error: &tokio_postgres::Error) -> Self {
+        Self::Unknown(describe(error))
+    }
+
     /// Of a statement before the COMMIT: what the server refuses is undone with all the rest.
     fn of_statement(error: &tokio_postgres::Error) -> Self {
         match error.code() {
-            Some(code) => Self::Undone(code.clone(), describe(error)),
-            None => Self::Unknown(describe(error)),
+            Some(code) if !may_be_committed(error) => Self::Undone(code.clone(), describe(error)),
+            _ => Self::Unknown(describe(error)),
         }
     }
 
     /// Of the COMMIT. A server that is ended while it waits for its standby has committed.
     fn of_commit(error: &tokio_postgres::Error) -> Self {
         match error.code() {
-            Some(code) if ["40", "23"].contains(&class(code)) => Self::Undone(code.clone(), describe(error)),
+            Some(code) if ["40", "23"].contains(&class(code)) && !may_be_committed(error) => {
+                Self::Undone(code.clone(), describe(error))
+            }
             _ => Self::Unknown(describe(error)),
         }
     }
@@ -83,11 +90,25 @@ impl Failure {
     }
 }
 
+/// The COMMIT is sent with all the rest. An error of the connection, or the last one on it, may be of who stands in
+/// between, whose server has carried all of it out; and a server may say itself that it does not know.
+fn may_be_committed(error: &tokio_postgres::Error) -> bool {
+    error.as_db_error().is_some_and(|error| {
+        let is_last = match error.parsed_severity() {
+            Some(severity) => matches!(severity, Severity::Fatal | Severity::Panic),
+            // In words of the server's language, where one is so old or no server.
+            None => ["FATAL", "PANIC"].contains(&error.severity()),
+        };
+        is_last || class(error.code()) == "08" || *error.code() == SqlState::T_R_STATEMENT_COMPLETION_UNKNOWN
+    })
+}
+
 fn class(code: &SqlState) -> &str {
     code.code().get(..2).unwrap_or_default()
 }
 
-/// A claim that was refused to who had made it while nobody knew whether it was committed, or would be yet.
+/// A claim that was refused to who had made it while nobody knew whether it was committed, or would be yet; or although it
+/// was, for want of the rest of its answer.
 struct Disowned {
     key: Key,
     stamp: Id,
@@ -222,7 +243,8 @@ impl Session {
         // In an order in which an error that undid the transaction comes before those it led to. After an error the
         // COMMIT is a ROLLBACK, and succeeds.
         let of_statement = |error| Failure::of_statement(&error);
-        begun.and(purged).map_err(of_statement)?;
+        begun.map_err(|error| Failure::of_begin(&error))?;
+        purged.map_err(of_statement)?;
         let standings = claimed.map_err(of_statement)?;
         settled.and(released).map_err(of_statement)?;
         let resolved = resolved.map_err(of_statement)?;
@@ -239,7 +261,14 @@ impl Session {
                 Step::Claim(asked) if asked.outcome.is_none() => {
                     asked.outcome = match standings.next() {
                         Some(Ok(standing)) => write::claimed(&asked.step, standing, by).map(Ok),
-                        Some(Err(unreadable)) => Some(Err(unreadable.into())),
+                        Some(Err(unreadable)) => {
+                            self.disowned.push(Disowned {
+                                key: asked.step.key.clone(),
+                                stamp: by.stamp,
+                                until: now + DISOWNED_FOR,
+                            });
+                            Some(Err(unreadable.into()))
+                        }
                         None => None,
                     };
                     if let Some(Ok(Claimed::Yes { .. })) = asked.outcome {
