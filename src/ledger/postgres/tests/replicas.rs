@@ -391,8 +391,11 @@ async fn a_host_that_hangs_does_not_keep_a_replica_from_the_next() {
     let ledger = open_by(&format!("{url}?connect_timeout=1"), options)
         .await
         .expect("opens");
-    database
-        .sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'surveylab-gateway%'");
+    // Other tests have databases on this server, too.
+    database.sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+         WHERE datname = current_database() AND application_name LIKE 'surveylab-gateway%'",
+    );
     until("its lease has run out", async || !ledger.may_send(FENCE)).await;
     until("it is there again", async || ledger.check().await.is_ok()).await;
 }
