@@ -1,7 +1,7 @@
 //! Several replicas on one ledger: leases, dead ones, and those that only seem dead.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::SystemTime,
 };
 
@@ -215,6 +215,147 @@ async fn a_replica_that_stood_still_does_not_send_until_it_is_somebody_new() {
         panic!("not claimed")
     };
     assert!(slow.may_send(fence));
+}
+
+/// Two replicas, of which one had claimed `crks` and was taken for dead, and goes on under another name.
+async fn put_in_doubt(database: &Database<'_>, crks: &[&str]) -> (Postgres, Postgres) {
+    let (slow, other) = (
+        open(database).await.expect("opens"),
+        open(database).await.expect("opens"),
+    );
+    for crk in crks {
+        let claimed = slow.claim(a_claim(&key(crk), 1)).await.expect("claims");
+        assert!(matches!(claimed, Claimed::Yes { .. }), "{claimed:?}");
+    }
+    database.sql(&format!(
+        "UPDATE replica SET lease_until = clock_timestamp() - interval '1 second' WHERE id = '{}'",
+        slow.lease.last().replica
+    ));
+    for crk in crks {
+        until("its claims are in doubt", async || {
+            state(&other, crk).await == Some(State::InDoubt)
+        })
+        .await;
+    }
+    (slow, other)
+}
+
+/// The settlement has looked at the key, and waits to change it, when another replica claims it.
+#[tokio::test]
+async fn a_late_outcome_and_a_resend_come_one_after_the_other() {
+    let database = testing::shared().database();
+    let (slow, other) = put_in_doubt(&database, &["1"]).await;
+    let stranger = stranger(&database).await;
+    stranger
+        .batch_execute("BEGIN; SELECT FROM invitation FOR UPDATE")
+        .await
+        .expect("locks");
+    let key = key("1");
+    let resent_already = AtomicBool::new(false);
+    let resending = async {
+        until_one_waits(&database).await;
+        let claimed = other.claim(resent("1", 3)).await.expect("answers");
+        resent_already.store(true, Ordering::SeqCst);
+        claimed
+    };
+    let unlocking = async {
+        let waiting =
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        until("the resend is claimed, or waits as well", async || {
+            resent_already.load(Ordering::SeqCst) || database.sql(waiting) == "2"
+        })
+        .await;
+        stranger.batch_execute("ROLLBACK").await.expect("ends");
+    };
+    let (settled, claimed, ()) = tokio::join!(slow.settle(&key, added(), Timestamp(2)), resending, unlocking);
+    settled.expect("settles");
+    let Claimed::No(record) = claimed else {
+        panic!("sent again although it was told that it is added")
+    };
+    assert_eq!(record.state, State::Added);
+    assert_eq!(database.sql("SELECT count(*) FROM pending"), "0");
+}
+
+/// SurveyLab's own word goes before what a person could find out, where nobody has gone by that yet.
+#[tokio::test]
+async fn a_key_that_was_resolved_as_not_added_is_added_if_the_late_outcome_says_so() {
+    let database = testing::shared().database();
+    let (slow, other) = put_in_doubt(&database, &["added", "failed", "claimed", "resolved"]).await;
+    for (crk, resolution) in [
+        ("added", Resolution::NotAdded),
+        ("failed", Resolution::NotAdded),
+        ("claimed", Resolution::NotAdded),
+        ("resolved", Resolution::Added),
+    ] {
+        let resolved = other.resolve(&key(crk), resolution, Timestamp(2)).await;
+        assert!(matches!(resolved, Ok(Resolved::Done(_))), "{resolved:?}");
+    }
+    let claimed = other.claim(a_claim(&key("claimed"), 3)).await.expect("answers");
+    assert!(matches!(claimed, Claimed::Yes { .. }), "{claimed:?}");
+    let failed = Settlement::Failed {
+        error: LastError {
+            reason: crate::invitation::Reason::SurveylabUnavailable,
+            http_status: Some(503),
+        },
+        notification: None,
+    };
+    for (crk, settlement, found) in [
+        ("added", added(), State::Added),
+        ("failed", failed.clone(), State::Failed),
+        ("claimed", added(), State::Pending),
+        ("resolved", failed, State::Added),
+    ] {
+        slow.settle(&key(crk), settlement, Timestamp(4)).await.expect("settles");
+        assert_eq!(state(&other, crk).await, Some(found), "{crk}");
+    }
+    let record = other
+        .look_up(&key("failed"))
+        .await
+        .expect("looks up")
+        .expect("is there");
+    assert_eq!(record.updated_at, Timestamp(2));
+    assert_eq!(database.sql("SELECT count(*) FROM pending"), "1");
+}
+
+/// The caller says that it has sent nothing. Of a key that was claimed before nobody knows any more what it was then.
+#[tokio::test]
+async fn a_late_release_ends_the_doubt_of_a_key_that_was_never_sent() {
+    let database = testing::shared().database();
+    let before = open(&database).await.expect("opens");
+    let doubt = Settlement::InDoubt {
+        error: LastError {
+            reason: crate::invitation::Reason::OutcomeInDoubt,
+            http_status: None,
+        },
+    };
+    for crk in ["again", "doubt"] {
+        before.claim(a_claim(&key(crk), 1)).await.expect("claims");
+        before
+            .settle(&key(crk), doubt.clone(), Timestamp(1))
+            .await
+            .expect("settles");
+    }
+    before
+        .resolve(&key("again"), Resolution::NotAdded, Timestamp(1))
+        .await
+        .expect("resolves");
+    let (slow, other) = put_in_doubt(&database, &["again", "new", "resolved", "resent"]).await;
+    other
+        .resolve(&key("resolved"), Resolution::NotAdded, Timestamp(2))
+        .await
+        .expect("resolves");
+    other.claim(resent("resent", 2)).await.expect("claims");
+    for (crk, found) in [
+        ("again", Some(State::InDoubt)),
+        ("doubt", Some(State::InDoubt)),
+        ("new", None),
+        ("resolved", Some(State::Failed)),
+        ("resent", Some(State::Pending)),
+    ] {
+        slow.release(&key(crk)).await.expect("releases");
+        assert_eq!(state(&other, crk).await, found, "{crk}");
+    }
+    assert_eq!(other.claim(a_claim(&key("new"), 3)).await.expect("claims"), FIRST);
 }
 
 /// What is tried again for the sake of another transaction may have taken long.

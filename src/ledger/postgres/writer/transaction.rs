@@ -3,7 +3,10 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::{sleep, timeout};
-use tokio_postgres::error::{Severity, SqlState};
+use tokio_postgres::{
+    Client,
+    error::{Severity, SqlState},
+};
 
 use super::{
     super::{
@@ -246,11 +249,16 @@ impl Session {
         begun.map_err(|error| Failure::of_begin(&error))?;
         purged.map_err(of_statement)?;
         let standings = claimed.map_err(of_statement)?;
-        settled.and(released).map_err(of_statement)?;
+        let missed = settled.map_err(of_statement)? + released.map_err(of_statement)?;
         let resolved = resolved.map_err(of_statement)?;
         probed.map_err(of_statement)?;
         committed.map_err(|error| Failure::of_commit(&error))?;
         fail_point::reached(fail_point::Place::AfterCommit);
+        let ended = if missed == 0 {
+            Ok(())
+        } else {
+            end_orphans(client, statements, &settles, &releases).await
+        };
 
         let now = Instant::now();
         self.disowned.retain(|claim| claim.until > now);
@@ -275,11 +283,11 @@ impl Session {
                         self.claims.insert(asked.step.key.clone(), by.stamp);
                     }
                 }
-                Step::Settle(asked) if asked.outcome.is_none() => {
+                Step::Settle(asked) if asked.outcome.is_none() && ended.is_ok() => {
                     self.claims.remove(&asked.step.key);
                     asked.outcome = Some(Ok(()));
                 }
-                Step::Release(asked) if asked.outcome.is_none() => {
+                Step::Release(asked) if asked.outcome.is_none() && ended.is_ok() => {
                     self.claims.remove(&asked.step);
                     asked.outcome = Some(Ok(()));
                 }
@@ -291,7 +299,7 @@ impl Session {
                 Step::Claim(_) | Step::Settle(_) | Step::Release(_) | Step::Resolve(_) | Step::Probe(_) => {}
             }
         }
-        Ok(())
+        ended
     }
 
     /// Learns what became of a transaction whose connection was lost. A claim that is there is its caller's. One that
@@ -354,4 +362,27 @@ impl Session {
         }
         again
     }
+}
+
+/// Ends the doubts that claims were put in. In a transaction of its own, as only a replica that was taken for dead needs it.
+async fn end_orphans(
+    client: &Client,
+    statements: &Writing,
+    settles: &[write::Settle<'_>],
+    releases: &[write::Release<'_>],
+) -> Result<(), Failure> {
+    let all = async {
+        tokio::join!(
+            biased;
+            client.batch_execute("BEGIN"),
+            write::end_orphans(client, statements, settles, releases),
+            client.batch_execute("COMMIT"),
+        )
+    };
+    let Ok((begun, ended, committed)) = timeout(PATIENCE, all).await else {
+        return Err(Failure::Unknown("the database does not answer".into()));
+    };
+    begun.map_err(|error| Failure::of_begin(&error))?;
+    ended.map_err(|error| Failure::of_statement(&error))?;
+    committed.map_err(|error| Failure::of_commit(&error))
 }
