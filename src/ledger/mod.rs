@@ -177,7 +177,8 @@ pub enum Error {
 /// - **Leases.** Where several processes share a ledger, each may send only while it holds the lease that the claim was made
 ///   under: right before a request goes out, [`may_send`](Ledger::may_send) is asked. A claim whose lease was lost may be
 ///   in doubt by now, and sent again by others, also if its process has a new lease; settling it then ends that doubt,
-///   unless a person or another claim came first.
+///   unless a person or another claim came first. `Added` goes before a person's "not added", where no claim came since.
+///   Releasing it makes the key unknown again if this was its first claim, and else leaves the doubt.
 /// - **Backpressure.** Callers wait; no method fails for load alone.
 pub trait Ledger: Send + Sync + 'static {
     /// What is known of a key; `None` if it was never claimed.

@@ -140,7 +140,8 @@ const LOCK_ORPHANS: &str = "INSERT INTO pending (collector_id, crk, fingerprint,
 
 /// The outcome of a claim that is not there any more ends the doubt that it was put in, unless somebody has resolved it or
 /// claimed the key since: so what a caller is told is what the ledger knows. That it was added is SurveyLab's own word, and
-/// keeps a key that was resolved as not added from being sent again.
+/// keeps a key that was resolved as not added from being sent again. The CASE has the planner go by keys: the index of those
+/// not added may hold many.
 const SETTLE_ORPHANS: &str = concat!(
     "UPDATE invitation i SET state = asked.state, created_at = least(i.created_at, asked.at), updated_at = asked.at, \
      reason = asked.reason, http_status = asked.http_status, notification = asked.notification, orphan = NULL \
@@ -148,7 +149,7 @@ const SETTLE_ORPHANS: &str = concat!(
     ends!(),
     " WHERE p.collector_id = asked.collector_id AND p.crk = asked.crk AND p.claim = $9 \
      AND i.collector_id = asked.collector_id AND i.crk = asked.crk AND i.orphan = asked.claim \
-     AND (i.state = 4 OR (i.state = 3 AND asked.state = 2))"
+     AND CASE i.state WHEN 4 THEN true WHEN 3 THEN asked.state = 2 ELSE false END"
 );
 
 /// Nothing was sent under these claims. That leaves nothing to know of a key that had no other; of one that had, what it was
@@ -157,7 +158,7 @@ const RELEASE_ORPHANS: &str = "DELETE FROM invitation i USING pending p, \
                                unnest($1::text[], $2::text[], $3::uuid[]) AS asked (collector_id, crk, claim) \
                                WHERE p.collector_id = asked.collector_id AND p.crk = asked.crk AND p.claim = $4 \
                                AND i.collector_id = asked.collector_id AND i.crk = asked.crk AND i.orphan = asked.claim \
-                               AND i.state = 4 AND i.attempts = 1";
+                               AND CASE i.state WHEN 4 THEN i.attempts = 1 ELSE false END";
 
 /// Takes the key that a person resolves, so that nobody claims it meanwhile, if it looks in doubt and is not taken.
 const LOCK: &str = "INSERT INTO pending (collector_id, crk, fingerprint, resend, claimed_at, replica, claim) \
