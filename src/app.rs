@@ -29,7 +29,7 @@ use crate::{
     surveylab::http::{self, Endpoint, EndpointError, HttpConfig, HttpSurveyLab},
 };
 
-/// For name, TCP and TLS of a new connection to SurveyLab.
+/// For name, TCP and TLS of a new connection to SurveyLab, at most.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A request goes out so long after its claim was written, at most: a claim that waits longer for its token is released.
@@ -122,7 +122,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         url,
         token: token.clone(),
         upstream_timeout: args.upstream_timeout,
-        connect_timeout: CONNECT_TIMEOUT,
+        connect_timeout: connect_timeout(&config),
         max_in_flight: count(args.max_in_flight),
         idle_timeout: args.upstream_idle_timeout,
         clock: clock.clone(),
@@ -323,6 +323,15 @@ async fn open_ledger(config: &Config, clock: &Clock) -> Result<(Arc<dyn Ledger>,
         }
         LedgerUrl::Memory => (Arc::new(Memory::default()), Duration::MAX),
     })
+}
+
+/// A request whose connection is only being made has sent nothing yet: beyond the lease's margin it could still go out when
+/// others have its key in doubt.
+fn connect_timeout(config: &Config) -> Duration {
+    match config.ledger {
+        LedgerUrl::Postgres(_) => CONNECT_TIMEOUT.min(postgres::margin(config.args.replica_lease)),
+        LedgerUrl::Sqlite(_) | LedgerUrl::Memory => CONNECT_TIMEOUT,
+    }
 }
 
 /// A name for SurveyLab's account, the same in all replicas. Not made of the token: while it is rotated replicas have different

@@ -244,8 +244,12 @@ impl Trip {
     /// Claims, sends, settles.
     async fn attempt(&self, mut permit: Permit, pass: Pass<'_>, doubt: Doubt, attempts: &mut Attempts) -> Attempt {
         fail_point::reached(Place::BeforeClaim);
-        let (count, was_in_doubt) = match self.claim(doubt, attempts.elsewhere.as_ref()).await {
-            Ok(Ours { count, was_in_doubt }) => (count, was_in_doubt),
+        let Ours {
+            count,
+            was_in_doubt,
+            fence,
+        } = match self.claim(doubt, attempts.elsewhere.as_ref()).await {
+            Ok(ours) => ours,
             Err(NotOurs::Elsewhere(record)) => return Attempt::Elsewhere(record),
             // After an attempt, its failure says more, and that its outcome is recorded.
             Err(NotOurs::Known(Err(failure))) if failure.reason == Reason::LedgerUnavailable => {
@@ -261,8 +265,8 @@ impl Trip {
                 Recorded::Late => Attempt::Announced,
             };
         }
-        if !self.core.ledger.may_send() {
-            // Others may take this process for dead, and its claims be in doubt: nothing goes out under them.
+        if !self.core.ledger.may_send(fence) {
+            // Others may have taken this process for dead, and its claim be in doubt: nothing goes out under it.
             drop(permit);
             return match self.end(End::Release, attempts.sent).await {
                 Recorded::Quietly => {

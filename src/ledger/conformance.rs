@@ -214,6 +214,7 @@ macro_rules! suite {
 suite! {
     an_unknown_key_is_not_found
     a_claimed_key_is_pending_and_taken
+    what_is_claimed_may_be_sent
     the_same_crk_in_another_collector_is_another_key
     of_many_claims_at_once_one_wins
     an_added_key_stays_added
@@ -280,9 +281,13 @@ fn in_doubt() -> Settlement {
     Settlement::InDoubt { error: DOUBT }
 }
 
+/// Of all claims of a process that keeps its lease.
+pub(super) const FENCE: Fence = Fence(0);
+
 pub(super) const FIRST: Claimed = Claimed::Yes {
     attempts: 1,
     was_in_doubt: false,
+    fence: FENCE,
 };
 
 fn pending_record(key: &Key, at: i64) -> Record {
@@ -345,6 +350,16 @@ async fn a_claimed_key_is_pending_and_taken(backend: impl Backend) {
     assert_eq!(resolved.expect("answers"), Resolved::NotInDoubt(record));
 }
 
+async fn what_is_claimed_may_be_sent(backend: impl Backend) {
+    let claimed = backend.ledger().claim(a_claim(&key("1"), 1)).await;
+    let Claimed::Yes { fence, .. } = claimed.expect("claims") else {
+        panic!("not claimed")
+    };
+    assert!(backend.ledger().may_send(fence));
+    let backend = backend.crash().await;
+    assert!(backend.ledger().may_send(FENCE));
+}
+
 async fn the_same_crk_in_another_collector_is_another_key(backend: impl Backend) {
     let ledger = backend.ledger();
     put(ledger, &Key::new("a", "1"), added(), 1).await;
@@ -403,6 +418,7 @@ async fn a_failed_key_is_free_also_with_other_data(backend: impl Backend) {
     let claimed = Claimed::Yes {
         attempts: 2,
         was_in_doubt: false,
+        fence: FENCE,
     };
     assert_eq!(ledger.claim(claim).await.expect("claims"), claimed);
     ledger.settle(&key, added(), Timestamp(10)).await.expect("settles");
@@ -441,6 +457,7 @@ async fn a_key_in_doubt_is_claimed_to_resend_the_same_data_only(backend: impl Ba
     let claimed = Claimed::Yes {
         attempts: 2,
         was_in_doubt: true,
+        fence: FENCE,
     };
     assert_eq!(ledger.claim(claim.clone()).await.expect("claims"), claimed);
     let Claimed::No(taken) = ledger.claim(claim).await.expect("answers") else {

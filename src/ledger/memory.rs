@@ -10,7 +10,7 @@ use std::{
 use futures_util::future::{BoxFuture, FutureExt};
 
 use super::{
-    Census, Claim, Claimed, Error, Ledger, Query, Record, Resolution, Resolved, Settlement, State,
+    Census, Claim, Claimed, Error, Fence, Ledger, Query, Record, Resolution, Resolved, Settlement, State,
     census::{Change, Tally},
     rules,
 };
@@ -82,6 +82,7 @@ impl Memory {
         Claimed::Yes {
             attempts: grant.attempts,
             was_in_doubt: grant.was_in_doubt,
+            fence: Fence::default(),
         }
     }
 

@@ -78,6 +78,10 @@ pub struct Claim {
     pub at: Timestamp,
 }
 
+/// Which of its process's leases a claim was made under. A ledger that has one process to itself has one for all claims.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fence(u64);
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Claimed {
     /// The key is `Pending` and the caller's to settle or release.
@@ -85,6 +89,8 @@ pub enum Claimed {
         attempts: u32,
         /// The key was in doubt before, so an earlier request may have had an effect.
         was_in_doubt: bool,
+        /// What [`Ledger::may_send`] is asked with.
+        fence: Fence,
     },
     /// Nothing changed: the key is not free. The record says why.
     No(Record),
@@ -174,9 +180,11 @@ impl Error {
 /// - **Crash.** Opening a ledger turns each `Pending` key of a dead process into `InDoubt` with
 ///   [`Reason::OutcomeInDoubt`], before anything else is answered. Where several processes share a ledger, one is dead
 ///   when its lease has run out; whichever of the others notices does this, within a second.
-/// - **Leases.** Where several processes share a ledger, each may send only while it holds a lease: right before a request
-///   goes out, [`may_send`](Ledger::may_send) is asked. A claim whose process lost its lease may be in doubt by now;
-///   settling it then ends that doubt, unless a person or another claim came first.
+/// - **Leases.** Where several processes share a ledger, each may send only while it holds the lease that the claim was made
+///   under: right before a request goes out, [`may_send`](Ledger::may_send) is asked. A claim whose lease was lost may be
+///   in doubt by now, and sent again by others, also if its process has a new lease; settling it then ends that doubt,
+///   unless a person or another claim came first. `Added` goes before a person's "not added", where no claim came since.
+///   Releasing it makes the key unknown again if this was its first claim, and else leaves the doubt.
 /// - **Backpressure.** Callers wait; no method fails for load alone.
 pub trait Ledger: Send + Sync + 'static {
     /// What is known of a key; `None` if it was never claimed.
@@ -213,10 +221,11 @@ pub trait Ledger: Send + Sync + 'static {
     /// 20 s at most while the ledger answers; `added` and `failed` are estimates then.
     fn census(&self) -> Census;
 
-    /// May a request go out now under a claim of this process? False once others may take this process for dead, and its
-    /// claims be in doubt: by clocks of this process alone, so that the answer costs nothing, and with a margin. It may
-    /// turn true again. A ledger that has one process to itself always says yes.
-    fn may_send(&self) -> bool {
+    /// May a request go out now under a claim of this process that has this fence? False once others may take this process
+    /// for dead, and the claim be in doubt: by clocks of this process alone, so that the answer costs nothing, and with a
+    /// margin. It may turn true again while nobody has taken it for dead, and never after. A ledger that has one process
+    /// to itself always says yes.
+    fn may_send(&self, _fence: Fence) -> bool {
         true
     }
 

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     invitation::Sent,
-    ledger::{self, Claim, Claimed, Doubt, Record, Settlement, State},
+    ledger::{self, Claim, Claimed, Doubt, Fence, Record, Settlement, State},
 };
 
 /// A claim that was made.
@@ -20,6 +20,7 @@ pub(super) struct Ours {
     /// Which request of its key this is.
     pub(super) count: u32,
     pub(super) was_in_doubt: bool,
+    pub(super) fence: Fence,
 }
 
 /// Why a claim was not made.
@@ -56,11 +57,16 @@ impl Trip {
                 at: self.core.clock.timestamp(),
             };
             match self.core.ledger.claim(claim).await {
-                Ok(Claimed::Yes { attempts, was_in_doubt }) => {
+                Ok(Claimed::Yes {
+                    attempts,
+                    was_in_doubt,
+                    fence,
+                }) => {
                     self.core.in_flight.claimed(flight);
                     return Ok(Ours {
                         count: attempts,
                         was_in_doubt,
+                        fence,
                     });
                 }
                 Ok(Claimed::No(record)) => {

@@ -113,7 +113,11 @@ impl Model {
                 let was_in_doubt = before.as_ref().is_some_and(|before| before.state == State::InDoubt);
                 self.records.insert(claim.key.clone(), record);
                 self.before.insert(claim.key, before);
-                Claimed::Yes { attempts, was_in_doubt }
+                Claimed::Yes {
+                    attempts,
+                    was_in_doubt,
+                    fence: FENCE,
+                }
             }
         }
     }

@@ -83,7 +83,7 @@ impl Keeper {
 
     /// Enters the replica, and puts in doubt what dead ones had claimed.
     pub(super) async fn start(&mut self) -> Result<(), Error> {
-        self.enter().await?;
+        self.enter(self.lease.last().replica).await?;
         self.reap().await
     }
 
@@ -131,7 +131,7 @@ impl Keeper {
         let is_due = self
             .renewed
             .is_none_or(|at| at.elapsed() + REAP.min(every) / 2 >= every);
-        if is_due || self.lease.replica().is_none() {
+        if is_due || self.lease.holder().is_none() {
             self.renew().await?;
         }
         self.reap().await
@@ -141,9 +141,7 @@ impl Keeper {
         i64::try_from(self.lease.length.as_micros()).unwrap_or(i64::MAX)
     }
 
-    async fn enter(&mut self) -> Result<(), Error> {
-        // A new name each time: whatever bears the old one is another's to settle.
-        let replica = Id::random();
+    async fn enter(&mut self, replica: Id) -> Result<(), Error> {
         let length = self.micros();
         let since = self.lease.moment();
         let session = self.link.session().await.map_err(unavailable)?;
@@ -158,7 +156,7 @@ impl Keeper {
     }
 
     async fn renew(&mut self) -> Result<(), Error> {
-        let replica = self.lease.last();
+        let replica = self.lease.last().replica;
         let length = self.micros();
         let session = self.link.session().await.map_err(unavailable)?;
         // Before it is sent: the database counts from a moment after this one.
@@ -173,7 +171,8 @@ impl Keeper {
             tracing::warn!(
                 "this replica's lease ran out: what it had on the wire is in doubt, unless it is settled already"
             );
-            return self.enter().await;
+            // A new name each time: whatever bears the old one is another's to settle.
+            return self.enter(Id::random()).await;
         }
         self.lease.hold(replica, since);
         self.renewed = Some(self.clock.now());
@@ -186,7 +185,7 @@ impl Keeper {
     }
 
     async fn leave(&mut self) -> Result<(), Error> {
-        let replica = self.lease.last();
+        let replica = self.lease.last().replica;
         self.remove(Some(replica)).await
     }
 

@@ -6,7 +6,10 @@ use std::{
 };
 
 use super::id::Id;
-use crate::clock::{Clock, Instant};
+use crate::{
+    clock::{Clock, Instant},
+    ledger::Fence,
+};
 
 /// A moment by both clocks. The monotonic one may stand still while a machine sleeps, the wall clock may be set back:
 /// what has passed is the more of both. A wall clock that was set forward costs a lease, and nothing else.
@@ -14,6 +17,12 @@ use crate::clock::{Clock, Instant};
 pub(super) struct Moment {
     monotonic: Instant,
     wall: SystemTime,
+}
+
+/// How much of a lease is left at least when a request may go out: for what lies between that answer and the request's first
+/// byte, and for clocks that drift.
+pub fn margin(lease: Duration) -> Duration {
+    lease / 5
 }
 
 /// The process's lease on its claims, as far as the process itself can know it.
@@ -24,17 +33,26 @@ pub(super) struct Lease {
     held: Mutex<Held>,
 }
 
+/// Who this process is to the others, for as long as it keeps one lease.
+#[derive(Clone, Copy)]
+pub(super) struct Holder {
+    pub replica: Id,
+    /// Counts the names that this process has had.
+    pub fence: Fence,
+}
+
 struct Held {
-    replica: Id,
+    holder: Holder,
     since: Option<Moment>,
 }
 
 impl Lease {
     pub(super) fn new(clock: Clock, length: Duration) -> Self {
-        let held = Mutex::new(Held {
+        let holder = Holder {
             replica: Id::random(),
-            since: None,
-        });
+            fence: Fence::default(),
+        };
+        let held = Mutex::new(Held { holder, since: None });
         Self { clock, length, held }
     }
 
@@ -52,23 +70,24 @@ impl Lease {
 
     /// The database has confirmed the lease by a heartbeat that was sent at `since`, and so runs it from then or later.
     pub(super) fn hold(&self, replica: Id, since: Moment) {
-        *self.held() = Held {
-            replica,
-            since: Some(since),
-        };
+        let mut held = self.held();
+        if held.holder.replica != replica {
+            let fence = Fence(held.holder.fence.0 + 1);
+            held.holder = Holder { replica, fence };
+        }
+        held.since = Some(since);
     }
 
     /// Who this process was when it last knew, whether or not it still is.
-    pub(super) fn last(&self) -> Id {
-        self.held().replica
+    pub(super) fn last(&self) -> Holder {
+        self.held().holder
     }
 
     /// Who this process is; `None` once others may take it for dead.
-    pub(super) fn replica(&self) -> Option<Id> {
+    pub(super) fn holder(&self) -> Option<Holder> {
         let held = self.held();
         let passed = self.passed(held.since?);
-        // A fifth of it for what lies between this answer and a request's first byte, and for clocks that drift.
-        (passed < self.length - self.length / 5).then_some(held.replica)
+        (passed < self.length - margin(self.length)).then_some(held.holder)
     }
 
     fn passed(&self, since: Moment) -> Duration {

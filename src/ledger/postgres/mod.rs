@@ -19,18 +19,19 @@ use std::{
 
 use futures_util::future::{BoxFuture, FutureExt, join_all};
 use tokio::{
+    select,
     sync::{
         broadcast::{self, error::RecvError},
         mpsc,
     },
-    time::timeout,
+    time::{Instant, MissedTickBehavior, interval_at},
 };
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
 };
 
-use super::{Census, Claim, Claimed, Error, Ledger, Query, Record, Replica, Resolution, Resolved, Settlement};
+use super::{Census, Claim, Claimed, Error, Fence, Ledger, Query, Record, Replica, Resolution, Resolved, Settlement};
 use crate::{
     clock::{Clock, Timestamp},
     invitation::Key,
@@ -54,6 +55,7 @@ mod writer;
 use id::Id;
 use keeper::Keeper;
 use lease::Lease;
+pub use lease::margin;
 use link::Link;
 use reader::Reader;
 use writer::{Settle, Step, Writer};
@@ -180,14 +182,21 @@ impl Postgres {
     async fn wait_for_end(&self, key: Key) -> Result<(), Error> {
         // Before it is asked for, so that nothing is told in between.
         let mut told = self.ended.subscribe();
-        let Some(claim) = self.reader.watch(key.clone(), self.lease.last()).await? else {
+        let Some(claim) = self.reader.watch(key.clone(), self.lease.last().replica).await? else {
             return Ok(());
         };
+        // One for the whole wait: the ends of other claims, however many are told, put no look off.
+        let mut looks = interval_at(Instant::now() + LOOK, LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            match timeout(LOOK, told.recv()).await {
-                Ok(Ok(ended)) if ended != claim => continue,
-                Ok(Ok(_) | Err(RecvError::Lagged(_))) | Err(_) => {}
-                Ok(Err(RecvError::Closed)) => return Err(Error::closed()),
+            select! {
+                biased;
+                _ = looks.tick() => {}
+                heard = told.recv() => match heard {
+                    Ok(ended) if ended != claim => continue,
+                    Ok(_) | Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => return Err(Error::closed()),
+                },
             }
             let standing = self.reader.look_up(key.clone()).await?;
             if standing.pending.is_none_or(|pending| pending.claim != claim) {
@@ -256,7 +265,7 @@ impl Ledger for Postgres {
     fn check(&self) -> BoxFuture<'_, Result<(), Error>> {
         async {
             // The lease is a write that the database confirmed a moment ago.
-            if !self.may_send() {
+            if self.lease.holder().is_none() {
                 return Err(Error::Unavailable(
                     "this replica has not reached the database for too long".into(),
                 ));
@@ -274,8 +283,8 @@ impl Ledger for Postgres {
         self.census.get()
     }
 
-    fn may_send(&self) -> bool {
-        self.lease.replica().is_some()
+    fn may_send(&self, fence: Fence) -> bool {
+        self.lease.holder().is_some_and(|holder| holder.fence == fence)
     }
 
     fn settled(&self, key: &Key) -> BoxFuture<'_, Result<(), Error>> {
@@ -283,7 +292,7 @@ impl Ledger for Postgres {
     }
 
     fn replicas(&self) -> BoxFuture<'_, Result<Vec<Replica>, Error>> {
-        self.lister.replicas(self.lease.last()).boxed()
+        self.lister.replicas(self.lease.last().replica).boxed()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -3,14 +3,14 @@ mod cut;
 mod replicas;
 mod unknown;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{sleep, timeout};
 use tokio_postgres::Client;
 
 use super::*;
 use crate::{
     ledger::{
         LastError, State,
-        conformance::{FIRST, a_claim, added, key},
+        conformance::{FENCE, FIRST, a_claim, added, key},
     },
     postgres::testing::{self, Database, Server},
 };
@@ -187,7 +187,8 @@ async fn a_claim_that_waited_for_a_settlement_sees_it() {
                 claimed,
                 Claimed::Yes {
                     attempts: 2,
-                    was_in_doubt: false
+                    was_in_doubt: false,
+                    fence: FENCE,
                 }
             ),
             (_, Claimed::No(record)) => assert_eq!(record.state as i16, state),

@@ -3,10 +3,11 @@
 
 use std::slice;
 
-use tokio_postgres::{Client, Statement, types::ToSql};
+use tokio_postgres::{Client, Row, Statement, types::ToSql};
 
 use super::{
     id::Id,
+    lease::Holder,
     link::{Statements, plan_by_keys},
     read::{self, Keys, LOOK_UP, Standing, Unreadable, in_order, of_asked, standing},
     writer::Resolve,
@@ -25,13 +26,14 @@ macro_rules! channel {
 }
 pub(super) const CHANNEL: &str = channel!();
 
-/// Tells those who watch the claims in `gone`. Only them: a NOTIFY has all commits of the server wait for each other.
+/// Tells those who watch the claims in `gone`, and counts these. Only them: a NOTIFY has all commits of the server wait for
+/// each other.
 macro_rules! tell {
     () => {
         concat!(
-            " SELECT pg_notify('",
+            ", told AS (SELECT pg_notify('",
             channel!(),
-            "', claim::text) FROM gone WHERE watched"
+            "', claim::text) FROM gone WHERE watched) SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM told)"
         )
     };
 }
@@ -91,20 +93,20 @@ macro_rules! keep {
     };
 }
 
-/// A claim that is not there any more, because this replica was taken for dead, ends the doubt that it was put in, unless
-/// somebody has resolved it or claimed the key since: so what a caller is told is what the ledger knows.
+/// Ends of claims: what `ends` gives to a statement.
+macro_rules! ends {
+    () => {
+        "unnest($1::text[], $2::text[], $3::uuid[], $4::smallint[], $5::bigint[], $6::smallint[], $7::integer[], $8::text[]) \
+         AS asked (collector_id, crk, claim, state, at, reason, http_status, notification)"
+    };
+}
+
 const SETTLE: &str = concat!(
-    "WITH asked AS (SELECT * FROM unnest($1::text[], $2::text[], $3::uuid[], $4::smallint[], $5::bigint[], \
-     $6::smallint[], $7::integer[], $8::text[]) \
-     AS asked (collector_id, crk, claim, state, at, reason, http_status, notification)), \
-     gone AS (DELETE FROM pending p USING asked \
-     WHERE p.collector_id = asked.collector_id AND p.crk = asked.crk AND p.claim = asked.claim \
+    "WITH gone AS (DELETE FROM pending p USING ",
+    ends!(),
+    " WHERE p.collector_id = asked.collector_id AND p.crk = asked.crk AND p.claim = asked.claim \
      RETURNING p.collector_id, p.crk, p.fingerprint, p.claimed_at, p.claim, p.watched, \
-     asked.state, asked.at, asked.reason, asked.http_status, asked.notification, NULL::uuid AS orphan), \
-     late AS (UPDATE invitation i SET state = asked.state, created_at = least(i.created_at, asked.at), updated_at = asked.at, \
-     reason = asked.reason, http_status = asked.http_status, notification = asked.notification, orphan = NULL FROM asked \
-     WHERE i.collector_id = asked.collector_id AND i.crk = asked.crk AND i.state = 4 AND i.orphan = asked.claim \
-     AND NOT EXISTS (SELECT FROM pending p WHERE p.collector_id = i.collector_id AND p.crk = i.crk)), ",
+     asked.state, asked.at, asked.reason, asked.http_status, asked.notification, NULL::uuid AS orphan), ",
     keep!(),
     tell!(),
 );
@@ -118,9 +120,7 @@ pub(super) const PUT_IN_DOUBT: &str = concat!(
      $1::smallint AS state, $2::bigint AS at, $3::smallint AS reason, $4::integer AS http_status, $5::text AS notification, \
      p.claim AS orphan), ",
     keep!(),
-    ", told AS (",
     tell!(),
-    ") SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM told)",
 );
 
 const RELEASE: &str = concat!(
@@ -130,6 +130,35 @@ const RELEASE: &str = concat!(
      RETURNING p.claim, p.watched)",
     tell!(),
 );
+
+/// Takes the keys of claims that were put in doubt, because this replica was taken for dead, if they are not taken.
+const LOCK_ORPHANS: &str = "INSERT INTO pending (collector_id, crk, fingerprint, resend, claimed_at, replica, claim) \
+                            SELECT i.collector_id, i.crk, i.fingerprint, false, 0, $4, $4 \
+                            FROM unnest($1::text[], $2::text[], $3::uuid[]) AS asked (collector_id, crk, claim), invitation i \
+                            WHERE i.collector_id = asked.collector_id AND i.crk = asked.crk AND i.orphan = asked.claim \
+                            ORDER BY i.collector_id, i.crk ON CONFLICT (collector_id, crk) DO NOTHING";
+
+/// The outcome of a claim that is not there any more ends the doubt that it was put in, unless somebody has resolved it or
+/// claimed the key since: so what a caller is told is what the ledger knows. That it was added is SurveyLab's own word, and
+/// keeps a key that was resolved as not added from being sent again. The CASE has the planner go by keys: the index of those
+/// not added may hold many.
+const SETTLE_ORPHANS: &str = concat!(
+    "UPDATE invitation i SET state = asked.state, created_at = least(i.created_at, asked.at), updated_at = asked.at, \
+     reason = asked.reason, http_status = asked.http_status, notification = asked.notification, orphan = NULL \
+     FROM pending p, ",
+    ends!(),
+    " WHERE p.collector_id = asked.collector_id AND p.crk = asked.crk AND p.claim = $9 \
+     AND i.collector_id = asked.collector_id AND i.crk = asked.crk AND i.orphan = asked.claim \
+     AND CASE i.state WHEN 4 THEN true WHEN 3 THEN asked.state = 2 ELSE false END"
+);
+
+/// Nothing was sent under these claims. That leaves nothing to know of a key that had no other; of one that had, what it was
+/// before is overwritten, and may have been a doubt as well.
+const RELEASE_ORPHANS: &str = "DELETE FROM invitation i USING pending p, \
+                               unnest($1::text[], $2::text[], $3::uuid[]) AS asked (collector_id, crk, claim) \
+                               WHERE p.collector_id = asked.collector_id AND p.crk = asked.crk AND p.claim = $4 \
+                               AND i.collector_id = asked.collector_id AND i.crk = asked.crk AND i.orphan = asked.claim \
+                               AND CASE i.state WHEN 4 THEN i.attempts = 1 ELSE false END";
 
 /// Takes the key that a person resolves, so that nobody claims it meanwhile, if it looks in doubt and is not taken.
 const LOCK: &str = "INSERT INTO pending (collector_id, crk, fingerprint, resend, claimed_at, replica, claim) \
@@ -159,6 +188,9 @@ pub(super) struct Writing {
     lock: Statement,
     resolve: Statement,
     unlock: Statement,
+    lock_orphans: Statement,
+    settle_orphans: Statement,
+    release_orphans: Statement,
     pub look_up: Statement,
     pub probe: Statement,
 }
@@ -174,6 +206,9 @@ impl Statements for Writing {
             lock: client.prepare(LOCK).await?,
             resolve: client.prepare(RESOLVE).await?,
             unlock: client.prepare(UNLOCK).await?,
+            lock_orphans: client.prepare(LOCK_ORPHANS).await?,
+            settle_orphans: client.prepare(SETTLE_ORPHANS).await?,
+            release_orphans: client.prepare(RELEASE_ORPHANS).await?,
             look_up: client.prepare(LOOK_UP).await?,
             probe: client.prepare(PROBE).await?,
         })
@@ -186,7 +221,7 @@ type Values<'a, const N: usize> = [&'a (dyn ToSql + Sync); N];
 /// Who claims, and the number by which these claims are known.
 #[derive(Clone, Copy)]
 pub(super) struct Claimant {
-    pub replica: Id,
+    pub holder: Holder,
     pub stamp: Id,
 }
 
@@ -213,7 +248,7 @@ pub(super) async fn claim(
         &fingerprints,
         &resend,
         &at,
-        &by.replica,
+        &by.holder.replica,
         &by.stamp,
     ];
     let asked: Values<'_, 3> = [&keys.collector_ids, &keys.crks, &by.stamp];
@@ -227,15 +262,16 @@ pub(super) async fn claim(
 }
 
 /// What is told who claimed. `None`: the key was free by the second look, and not by the first, or the other way round.
-pub(super) fn claimed(claim: &Claim, standing: Standing, stamp: Id) -> Option<Claimed> {
+pub(super) fn claimed(claim: &Claim, standing: Standing, by: Claimant) -> Option<Claimed> {
     let granted = rules::grant(standing.settled.as_ref(), claim);
     match (&standing.pending, granted) {
-        (Some(pending), Ok(grant)) if pending.claim == stamp => Some(Claimed::Yes {
+        (Some(pending), Ok(grant)) if pending.claim == by.stamp => Some(Claimed::Yes {
             attempts: grant.attempts,
             was_in_doubt: grant.was_in_doubt,
+            fence: by.holder.fence,
         }),
         // It was taken back.
-        (Some(pending), Err(record)) if pending.claim == stamp => Some(Claimed::No(record.clone())),
+        (Some(pending), Err(record)) if pending.claim == by.stamp => Some(Claimed::No(record.clone())),
         (Some(_), _) => standing.shown(&claim.key).map(Claimed::No),
         (None, Err(record)) => Some(Claimed::No(record.clone())),
         (None, Ok(_)) => None,
@@ -250,41 +286,73 @@ pub(super) struct Settle<'a> {
     pub at: Timestamp,
 }
 
+/// Ends of claims as the statements take them.
+struct Ends<'a> {
+    keys: Keys<'a>,
+    claims: Vec<Id>,
+    states: Vec<i16>,
+    at: Vec<i64>,
+    reasons: Vec<Option<i16>>,
+    http_statuses: Vec<Option<i32>>,
+    notifications: Vec<Option<String>>,
+}
+
+impl<'a> Ends<'a> {
+    fn of(settles: &[Settle<'a>]) -> Self {
+        let mut ends = Self {
+            keys: Keys::of(settles.iter().map(|settle| settle.key)),
+            claims: settles.iter().map(|settle| settle.claim).collect(),
+            states: vec![],
+            at: settles.iter().map(|settle| settle.at.0).collect(),
+            reasons: vec![],
+            http_statuses: vec![],
+            notifications: vec![],
+        };
+        for settle in settles {
+            let columns = Columns::of(settle.settlement);
+            ends.states.push(columns.state);
+            ends.reasons.push(columns.reason);
+            ends.http_statuses.push(columns.http_status);
+            ends.notifications.push(columns.notification);
+        }
+        ends
+    }
+
+    fn values(&self) -> Values<'_, 8> {
+        [
+            &self.keys.collector_ids,
+            &self.keys.crks,
+            &self.claims,
+            &self.states,
+            &self.at,
+            &self.reasons,
+            &self.http_statuses,
+            &self.notifications,
+        ]
+    }
+}
+
+/// How many of some claims were not there to be ended: they were put in doubt, unless they were ended before.
+pub(super) type Missed = usize;
+
+fn missed(of: usize, row: &Row) -> Result<Missed, tokio_postgres::Error> {
+    let gone: i64 = row.try_get(0)?;
+    Ok(of.saturating_sub(usize::try_from(gone).unwrap_or_default()))
+}
+
+/// Ends claims with their outcomes, within a transaction.
 pub(super) async fn settle(
     client: &Client,
     statements: &Writing,
     settles: &[Settle<'_>],
-) -> Result<(), tokio_postgres::Error> {
+) -> Result<Missed, tokio_postgres::Error> {
     if settles.is_empty() {
-        return Ok(());
+        return Ok(0);
     }
-    let keys = Keys::of(settles.iter().map(|settle| settle.key));
-    let stamps: Vec<Id> = settles.iter().map(|settle| settle.claim).collect();
-    let at: Vec<i64> = settles.iter().map(|settle| settle.at.0).collect();
-    let (mut states, mut reasons, mut http_statuses, mut notifications) = (vec![], vec![], vec![], vec![]);
-    for settle in settles {
-        let columns = Columns::of(settle.settlement);
-        states.push(columns.state);
-        reasons.push(columns.reason);
-        http_statuses.push(columns.http_status);
-        notifications.push(columns.notification);
-    }
-    client
-        .query(
-            &statements.settle,
-            &[
-                &keys.collector_ids,
-                &keys.crks,
-                &stamps,
-                &states,
-                &at,
-                &reasons,
-                &http_statuses,
-                &notifications,
-            ],
-        )
+    let row = client
+        .query_one(&statements.settle, &Ends::of(settles).values())
         .await?;
-    Ok(())
+    missed(settles.len(), &row)
 }
 
 /// A settlement as the table keeps it.
@@ -308,20 +376,61 @@ impl Columns {
     }
 }
 
+/// A claim under which nothing was sent.
+pub(super) type Release<'a> = (&'a Key, Id);
+
+/// Ends claims under which nothing was sent, within a transaction.
 pub(super) async fn release(
     client: &Client,
     statements: &Writing,
-    claims: &[(&Key, Id)],
-) -> Result<(), tokio_postgres::Error> {
+    claims: &[Release<'_>],
+) -> Result<Missed, tokio_postgres::Error> {
     if claims.is_empty() {
-        return Ok(());
+        return Ok(0);
     }
     let keys = Keys::of(claims.iter().map(|(key, _)| *key));
     let stamps: Vec<Id> = claims.iter().map(|(_, stamp)| *stamp).collect();
-    client
-        .query(&statements.release, &[&keys.collector_ids, &keys.crks, &stamps])
+    let row = client
+        .query_one(&statements.release, &[&keys.collector_ids, &keys.crks, &stamps])
         .await?;
-    Ok(())
+    missed(claims.len(), &row)
+}
+
+/// Ends the doubts that claims of this process were put in, as far as nobody has gone by these, within a transaction.
+pub(super) async fn end_orphans(
+    client: &Client,
+    statements: &Writing,
+    settles: &[Settle<'_>],
+    releases: &[Release<'_>],
+) -> Result<(), tokio_postgres::Error> {
+    let stamp = Id::random();
+    let released = releases.iter().copied();
+    let all: Vec<Release<'_>> = settles
+        .iter()
+        .map(|settle| (settle.key, settle.claim))
+        .chain(released)
+        .collect();
+    let claims = |claims: &[Release<'_>]| claims.iter().map(|(_, claim)| *claim).collect::<Vec<_>>();
+    let (all_keys, all_claims) = (Keys::of(all.iter().map(|(key, _)| *key)), claims(&all));
+    let (keys, released) = (Keys::of(releases.iter().map(|(key, _)| *key)), claims(releases));
+    let locks: Vec<Release<'_>> = all.iter().map(|(key, _)| (*key, stamp)).collect();
+    let lock: Values<'_, 4> = [&all_keys.collector_ids, &all_keys.crks, &all_claims, &stamp];
+    let ends = Ends::of(settles);
+    let settle: Vec<_> = ends
+        .values()
+        .into_iter()
+        .chain([&stamp as &(dyn ToSql + Sync)])
+        .collect();
+    let release: Values<'_, 4> = [&keys.collector_ids, &keys.crks, &released, &stamp];
+    let (locked, settled, released, unlocked) = tokio::join!(
+        biased;
+        client.execute(&statements.lock_orphans, &lock),
+        client.execute(&statements.settle_orphans, &settle),
+        client.execute(&statements.release_orphans, &release),
+        self::release(client, statements, &locks),
+    );
+    locked.and(settled).and(released)?;
+    unlocked.map(drop)
 }
 
 /// How the key stands after a person's word, and whether that was needed.

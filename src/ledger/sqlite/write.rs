@@ -9,7 +9,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     invitation::Key,
-    ledger::{self, Claimed, Record, Resolution, Resolved, Settlement, State, census::Change, rules},
+    ledger::{self, Claimed, Fence, Record, Resolution, Resolved, Settlement, State, census::Change, rules},
 };
 
 const CLAIM: &str = "INSERT INTO pending (collector_id, crk, fingerprint, attempts, created_at, claimed_at) \
@@ -73,6 +73,7 @@ impl Operation for Claim {
         Ok(Claimed::Yes {
             attempts: grant.attempts,
             was_in_doubt: grant.was_in_doubt,
+            fence: Fence::default(),
         })
     }
 

@@ -1,4 +1,4 @@
-//! A relay that cuts a connection at the COMMIT of a batch that names a certain key.
+//! A relay that cuts a connection at the COMMIT of a batch that names a certain key, or answers that batch itself.
 
 use std::{
     net::SocketAddr,
@@ -20,6 +20,39 @@ pub(super) enum Cut {
     AfterCommit,
     /// The COMMIT, and not that the other side is gone.
     Unnoticed,
+    /// The COMMIT, which it carries out; what comes back is an error of the relay's own, as of a pooler.
+    Answered(Mistake),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mistake {
+    /// Where among the answers it comes.
+    pub place: Place,
+    pub severity: &'static str,
+    pub code: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    First,
+    AfterBegin,
+}
+
+impl Mistake {
+    /// Its messages, of a letter, a length that counts itself, and fields.
+    fn messages(self) -> Vec<u8> {
+        let begun: &[u8] = b"C\0\0\0\x0aBEGIN\0Z\0\0\0\x05T";
+        let mut messages = match self.place {
+            Place::First => Vec::new(),
+            Place::AfterBegin => begun.to_vec(),
+        };
+        let Self { severity, code, .. } = self;
+        let fields = format!("S{severity}\0V{severity}\0C{code}\0Mserver conn crashed?\0\0");
+        messages.push(b'E');
+        messages.extend(u32::try_from(fields.len() + 4).expect("is short").to_be_bytes());
+        messages.extend(fields.as_bytes());
+        messages
+    }
 }
 
 /// Relays, and cuts once when it is armed.
@@ -95,7 +128,7 @@ async fn relay(client: TcpStream, server: TcpStream, plan: Arc<Mutex<Option<Cut>
             continue;
         };
         // The answers of this batch reach nobody.
-        let client = answers.lock().await.take();
+        let mut client = answers.lock().await.take();
         if cut == Cut::BeforeCommit {
             // Its message begins with a letter and a length.
             let before = at.saturating_sub(5).saturating_sub(begin);
@@ -107,6 +140,9 @@ async fn relay(client: TcpStream, server: TcpStream, plan: Arc<Mutex<Option<Cut>
             // The server does what it got before it notices, as the end comes behind that.
             to_server.shutdown().await.expect("ends");
             answering.await.expect("ends");
+        }
+        if let (Cut::Answered(mistake), Some(client)) = (cut, &mut client) {
+            client.write_all(&mistake.messages()).await.expect("takes it");
         }
         drop((client, from_client));
         made.notify_one();

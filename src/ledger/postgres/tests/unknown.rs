@@ -1,7 +1,7 @@
 //! The connection is lost, and with it the answer to a COMMIT.
 
 use super::{
-    cut::{Cut, MARK, Relay},
+    cut::{Cut, MARK, Mistake, Place, Relay},
     *,
 };
 
@@ -22,6 +22,57 @@ async fn a_claim_that_was_committed_is_its_callers() {
     assert_eq!(ledger.claim(a_claim(&marked, 1)).await.expect("claims"), FIRST);
     ledger.settle(&marked, added(), Timestamp(2)).await.expect("settles");
     assert_eq!(state(&ledger, MARK).await, Some(State::Added));
+}
+
+/// An error that comes before the answers of a batch need not come from who carried the batch out.
+#[tokio::test]
+async fn a_claim_that_was_committed_behind_an_error_of_a_poolers_is_its_callers() {
+    for (place, severity, code) in [
+        (Place::First, "ERROR", "57014"),
+        (Place::First, "FATAL", "08P01"),
+        (Place::AfterBegin, "ERROR", "08P01"),
+        (Place::AfterBegin, "FATAL", "57P01"),
+        (Place::AfterBegin, "ERROR", "40003"),
+    ] {
+        let database = testing::shared().database();
+        let (ledger, relay) = behind(&database).await;
+        let mistake = Mistake { place, severity, code };
+        relay.arm(Cut::Answered(mistake));
+        let marked = key(MARK);
+        let claimed = ledger.claim(a_claim(&marked, 1)).await;
+        assert_eq!(claimed.expect("claims"), FIRST, "{mistake:?}");
+        ledger.settle(&marked, added(), Timestamp(2)).await.expect("settles");
+        assert_eq!(state(&ledger, MARK).await, Some(State::Added));
+    }
+}
+
+/// Such as engines say whose nodes have lost each other.
+#[tokio::test]
+async fn a_claim_whose_completion_the_server_does_not_know_is_not_made_again() {
+    let database = testing::shared().database();
+    let ledger = open(&database).await.expect("opens");
+    database.sql(
+        "CREATE SEQUENCE tries;
+         CREATE FUNCTION unknown() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             IF nextval('tries') = 1 THEN RAISE EXCEPTION 'as planned' USING ERRCODE = '40003'; END IF;
+             RETURN NEW; END $$;
+         CREATE TRIGGER unknown BEFORE INSERT ON pending FOR EACH ROW EXECUTE FUNCTION unknown()",
+    );
+    assert_unavailable(ledger.claim(a_claim(&key("1"), 1)).await);
+    assert_eq!(database.sql("SELECT last_value FROM tries"), "1");
+    assert_eq!(ledger.claim(a_claim(&key("1"), 2)).await.expect("claims"), FIRST);
+}
+
+#[tokio::test]
+async fn a_claim_over_a_record_that_cannot_be_read_is_taken_back() {
+    let database = testing::shared().database();
+    let ledger = open(&database).await.expect("opens");
+    database.sql("INSERT INTO invitation VALUES ('c', '1', '\\x00', 3, 1, 1, 1, NULL, NULL, NULL)");
+    assert_unavailable(ledger.claim(a_claim(&key("1"), 2)).await);
+    until("it was taken back", async || {
+        database.sql("SELECT count(*) FROM pending") == "0"
+    })
+    .await;
 }
 
 #[tokio::test]

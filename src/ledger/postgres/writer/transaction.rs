@@ -3,7 +3,10 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::{sleep, timeout};
-use tokio_postgres::error::SqlState;
+use tokio_postgres::{
+    Client,
+    error::{Severity, SqlState},
+};
 
 use super::{
     super::{
@@ -35,23 +38,30 @@ pub(super) enum Failure {
     Refused(String),
     /// The server has undone it.
     Undone(SqlState, String),
-    /// The connection was lost, and with it the answer to the COMMIT.
+    /// The connection was lost, and with it the answer to the COMMIT; or the answer does not tell.
     Unknown(String),
 }
 
 impl Failure {
+    /// Of the BEGIN: without it what follows it would be committed one by one.
+    fn of_begin(error: &tokio_postgres::Error) -> Self {
+        Self::Unknown(describe(error))
+    }
+
     /// Of a statement before the COMMIT: what the server refuses is undone with all the rest.
     fn of_statement(error: &tokio_postgres::Error) -> Self {
         match error.code() {
-            Some(code) => Self::Undone(code.clone(), describe(error)),
-            None => Self::Unknown(describe(error)),
+            Some(code) if !may_be_committed(error) => Self::Undone(code.clone(), describe(error)),
+            _ => Self::Unknown(describe(error)),
         }
     }
 
     /// Of the COMMIT. A server that is ended while it waits for its standby has committed.
     fn of_commit(error: &tokio_postgres::Error) -> Self {
         match error.code() {
-            Some(code) if ["40", "23"].contains(&class(code)) => Self::Undone(code.clone(), describe(error)),
+            Some(code) if ["40", "23"].contains(&class(code)) && !may_be_committed(error) => {
+                Self::Undone(code.clone(), describe(error))
+            }
             _ => Self::Unknown(describe(error)),
         }
     }
@@ -82,11 +92,25 @@ impl Failure {
     }
 }
 
+/// The COMMIT is sent with all the rest. An error of the connection, or the last one on it, may be of who stands in
+/// between, whose server has carried all of it out; and a server may say itself that it does not know.
+fn may_be_committed(error: &tokio_postgres::Error) -> bool {
+    error.as_db_error().is_some_and(|error| {
+        let is_last = match error.parsed_severity() {
+            Some(severity) => matches!(severity, Severity::Fatal | Severity::Panic),
+            // In words of the server's language, where one is so old or no server.
+            None => ["FATAL", "PANIC"].contains(&error.severity()),
+        };
+        is_last || class(error.code()) == "08" || *error.code() == SqlState::T_R_STATEMENT_COMPLETION_UNKNOWN
+    })
+}
+
 fn class(code: &SqlState) -> &str {
     code.code().get(..2).unwrap_or_default()
 }
 
-/// A claim that was refused to who had made it while nobody knew whether it was committed, or would be yet.
+/// A claim that was refused to who had made it while nobody knew whether it was committed, or would be yet; or although it
+/// was, for want of the rest of its answer.
 struct Disowned {
     key: Key,
     stamp: Id,
@@ -121,20 +145,26 @@ impl Session {
     /// Gives each step its outcome, unless it has to be asked again. Tries again by itself where that can be known to
     /// do no harm.
     pub(super) async fn transact(&mut self, steps: &mut [Step]) -> Result<(), Failure> {
-        // Before anything of them is written: claims of a replica that others take for dead would be in doubt at once.
-        if self.lease.replica().is_none() {
-            for step in steps.iter_mut().filter(|step| matches!(step, Step::Claim(_))) {
-                step.refuse("this replica has not reached the database for too long");
-            }
-        }
         let mut tries = 0;
         loop {
-            let stamp = Id::random();
-            let Err(failure) = self.attempt(steps, stamp).await else {
+            // Once for each try, so that what is checked, what is written and what is told of it are the same.
+            let holder = self.lease.holder();
+            if holder.is_none() {
+                // Before anything of them is written: claims of a replica that others take for dead would be in doubt at
+                // once.
+                for step in steps.iter_mut().filter(|step| matches!(step, Step::Claim(_))) {
+                    step.refuse("this replica has not reached the database for too long");
+                }
+            }
+            let by = Claimant {
+                holder: holder.unwrap_or_else(|| self.lease.last()),
+                stamp: Id::random(),
+            };
+            let Err(failure) = self.attempt(steps, by).await else {
                 return Ok(());
             };
             match failure {
-                Failure::Unknown(why) => return self.find_out(steps, stamp, why).await,
+                Failure::Unknown(why) => return self.find_out(steps, by, why).await,
                 failure if failure.is_of_others() && tries < RETRIES => {
                     tries += 1;
                     // At random, so that two that met don't meet again.
@@ -152,16 +182,12 @@ impl Session {
     }
 
     /// Runs the steps that have no outcome, in one transaction and one round trip.
-    async fn attempt(&mut self, steps: &mut [Step], stamp: Id) -> Result<(), Failure> {
+    async fn attempt(&mut self, steps: &mut [Step], by: Claimant) -> Result<(), Failure> {
         let session = match self.link.session().await {
             Ok(session) => session,
             Err(error) => return Err(Failure::Refused(error.to_string())),
         };
         let (client, statements) = (&session.client, &session.statements);
-        let by = Claimant {
-            replica: self.lease.last(),
-            stamp,
-        };
         let (mut claims, mut settles, mut releases) = (Vec::new(), Vec::new(), Vec::new());
         let (mut resolve, mut probe) = (None, false);
         for step in &*steps {
@@ -205,7 +231,7 @@ impl Session {
                 },
                 async {
                     match probe {
-                        true => client.execute(&statements.probe, &[&by.replica]).await.map(drop),
+                        true => client.execute(&statements.probe, &[&by.holder.replica]).await.map(drop),
                         false => Ok(()),
                     }
                 },
@@ -219,13 +245,19 @@ impl Session {
         // In an order in which an error that undid the transaction comes before those it led to. After an error the
         // COMMIT is a ROLLBACK, and succeeds.
         let of_statement = |error| Failure::of_statement(&error);
-        begun.and(purged).map_err(of_statement)?;
+        begun.map_err(|error| Failure::of_begin(&error))?;
+        purged.map_err(of_statement)?;
         let standings = claimed.map_err(of_statement)?;
-        settled.and(released).map_err(of_statement)?;
+        let missed = settled.map_err(of_statement)? + released.map_err(of_statement)?;
         let resolved = resolved.map_err(of_statement)?;
         probed.map_err(of_statement)?;
         committed.map_err(|error| Failure::of_commit(&error))?;
         fail_point::reached(fail_point::Place::AfterCommit);
+        let ended = if missed == 0 {
+            Ok(())
+        } else {
+            end_orphans(client, statements, &settles, &releases).await
+        };
 
         let now = Instant::now();
         self.disowned.retain(|claim| claim.until > now);
@@ -235,19 +267,26 @@ impl Session {
             match step {
                 Step::Claim(asked) if asked.outcome.is_none() => {
                     asked.outcome = match standings.next() {
-                        Some(Ok(standing)) => write::claimed(&asked.step, standing, stamp).map(Ok),
-                        Some(Err(unreadable)) => Some(Err(unreadable.into())),
+                        Some(Ok(standing)) => write::claimed(&asked.step, standing, by).map(Ok),
+                        Some(Err(unreadable)) => {
+                            self.disowned.push(Disowned {
+                                key: asked.step.key.clone(),
+                                stamp: by.stamp,
+                                until: now + DISOWNED_FOR,
+                            });
+                            Some(Err(unreadable.into()))
+                        }
                         None => None,
                     };
                     if let Some(Ok(Claimed::Yes { .. })) = asked.outcome {
-                        self.claims.insert(asked.step.key.clone(), stamp);
+                        self.claims.insert(asked.step.key.clone(), by.stamp);
                     }
                 }
-                Step::Settle(asked) if asked.outcome.is_none() => {
+                Step::Settle(asked) if asked.outcome.is_none() && ended.is_ok() => {
                     self.claims.remove(&asked.step.key);
                     asked.outcome = Some(Ok(()));
                 }
-                Step::Release(asked) if asked.outcome.is_none() => {
+                Step::Release(asked) if asked.outcome.is_none() && ended.is_ok() => {
                     self.claims.remove(&asked.step);
                     asked.outcome = Some(Ok(()));
                 }
@@ -259,13 +298,13 @@ impl Session {
                 Step::Claim(_) | Step::Settle(_) | Step::Release(_) | Step::Resolve(_) | Step::Probe(_) => {}
             }
         }
-        Ok(())
+        ended
     }
 
     /// Learns what became of a transaction whose connection was lost. A claim that is there is its caller's. One that
     /// is not there may still come, as the server may not have noticed: it is disowned. What ends claims names them, so
     /// it can be done twice.
-    async fn find_out(&mut self, steps: &mut [Step], stamp: Id, why: String) -> Result<(), Failure> {
+    async fn find_out(&mut self, steps: &mut [Step], by: Claimant, why: String) -> Result<(), Failure> {
         self.link.sever();
         let claims = steps.iter().filter_map(|step| match step {
             Step::Claim(asked) if asked.outcome.is_none() => Some(asked.step.key.clone()),
@@ -286,18 +325,20 @@ impl Session {
             match step {
                 Step::Claim(asked) if asked.outcome.is_none() => {
                     let standing = found.next().and_then(Result::ok);
-                    let is_ours =
-                        |standing: &Standing| standing.pending.as_ref().is_some_and(|pending| pending.claim == stamp);
+                    let is_ours = |standing: &Standing| {
+                        let pending = standing.pending.as_ref();
+                        pending.is_some_and(|pending| pending.claim == by.stamp)
+                    };
                     let claimed = standing
                         .filter(is_ours)
-                        .and_then(|standing| write::claimed(&asked.step, standing, stamp));
+                        .and_then(|standing| write::claimed(&asked.step, standing, by));
                     if let Some(claimed @ Claimed::Yes { .. }) = claimed {
-                        self.claims.insert(asked.step.key.clone(), stamp);
+                        self.claims.insert(asked.step.key.clone(), by.stamp);
                         asked.outcome = Some(Ok(claimed));
                     } else {
                         self.disowned.push(Disowned {
                             key: asked.step.key.clone(),
-                            stamp,
+                            stamp: by.stamp,
                             until,
                         });
                         asked.outcome = Some(Err(Error::Unavailable(why.clone())));
@@ -311,10 +352,34 @@ impl Session {
         if !is_back {
             return Err(Failure::Refused(why));
         }
-        let again = self.attempt(steps, Id::random()).await;
+        // Every claim has its outcome: none is made by it.
+        let again = self.attempt(steps, by).await;
         if again.is_err() {
             self.link.sever();
         }
         again
     }
+}
+
+/// Ends the doubts that claims were put in. In a transaction of its own, as only a replica that was taken for dead needs it.
+async fn end_orphans(
+    client: &Client,
+    statements: &Writing,
+    settles: &[write::Settle<'_>],
+    releases: &[write::Release<'_>],
+) -> Result<(), Failure> {
+    let all = async {
+        tokio::join!(
+            biased;
+            client.batch_execute("BEGIN"),
+            write::end_orphans(client, statements, settles, releases),
+            client.batch_execute("COMMIT"),
+        )
+    };
+    let Ok((begun, ended, committed)) = timeout(PATIENCE, all).await else {
+        return Err(Failure::Unknown("the database does not answer".into()));
+    };
+    begun.map_err(|error| Failure::of_begin(&error))?;
+    ended.map_err(|error| Failure::of_statement(&error))?;
+    committed.map_err(|error| Failure::of_commit(&error))
 }
