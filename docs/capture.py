@@ -101,7 +101,7 @@ def main():
             fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
             end = time.monotonic() + 60
             # The moment that tells most: SurveyLab has just asked for a pause.
-            while "SurveyLab said wait" not in "\n".join(screen.display):
+            while "SurveyLab asked to wait" not in "\n".join(screen.display):
                 if time.monotonic() > end or not select.select([terminal], [], [], 10)[0]:
                     sys.exit("the bar never said that SurveyLab asked to wait:\n" + "\n".join(screen.display))
                 stream.feed(os.read(terminal, 65536))

@@ -2,11 +2,13 @@
 //! so nothing is ever measured with it.
 
 use std::{
+    future::pending,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 pub use tokio::time::Instant;
+use tokio::time::sleep_until;
 
 /// Both clocks of the process.
 #[derive(Clone)]
@@ -37,6 +39,14 @@ impl Clock {
     /// The date as ledgers keep it.
     pub fn timestamp(&self) -> Timestamp {
         Timestamp::from(self.wall())
+    }
+}
+
+/// Waits for a moment that may never come.
+pub async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => pending().await,
     }
 }
 

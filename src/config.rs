@@ -14,6 +14,7 @@ use crate::{
     rate::Rate,
     reload,
     surveylab::{Tokens, http::Endpoint},
+    telemetry::{AccessLog, LogFormat},
     token::{self, NOT_A_TOKEN},
 };
 
@@ -80,7 +81,7 @@ pub struct ServeArgs {
     pub callers: Option<PathBuf>,
 
     /// Server reflection, which tells grpcurl the contract, also without credentials: on or off.
-    #[arg(long, env = "GATEWAY_REFLECTION", default_value = "on", value_parser = reflection)]
+    #[arg(long, env = "GATEWAY_REFLECTION", default_value = "on", value_enum)]
     pub reflection: Reflection,
 
     /// Connections of callers at once. One more takes the place of the one that has been without a call for longest; if
@@ -177,18 +178,6 @@ pub struct LogArgs {
     /// How to log, on stderr; the filter is RUST_LOG. [default: text on a terminal, else json]
     #[arg(long, env = "GATEWAY_LOG_FORMAT", value_enum)]
     pub log_format: Option<LogFormat>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum LogFormat {
-    Text,
-    Json,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum AccessLog {
-    On,
-    Off,
 }
 
 /// Which ledger to use.
@@ -335,14 +324,6 @@ fn token(args: &ServeArgs) -> Result<Tokens, Error> {
 pub fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse()
         .map_err(|_| "expected an IP address with a port, such as 127.0.0.1:50051 (no host names)".into())
-}
-
-fn reflection(text: &str) -> Result<Reflection, String> {
-    match text {
-        "on" => Ok(Reflection::On),
-        "off" => Ok(Reflection::Off),
-        _ => Err("expected on or off".into()),
-    }
 }
 
 fn at_most<const MAX: u32>(text: &str) -> Result<NonZeroU32, String> {

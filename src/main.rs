@@ -9,7 +9,6 @@ use surveylab_gateway::{
 };
 
 fn main() -> Exit {
-    keep_memory();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => match usage::line(
@@ -35,7 +34,7 @@ fn main() -> Exit {
 async fn run(command: Command) -> Exit {
     match command {
         Command::Serve(args) => serve(*args).await,
-        Command::Sandbox(args) => sandbox(args).await,
+        Command::Sandbox(args) => cli::sandbox::run(args).await,
         Command::Add(args) => cli::add::run(args).await,
         Command::Import(args) => cli::import::run(*args).await,
         Command::Invitations(command) => cli::invitations::run(command).await,
@@ -76,28 +75,3 @@ async fn serve(args: ServeArgs) -> Exit {
         Err(error) => fail(Exit::TryAgain, &error.to_string()),
     }
 }
-
-async fn sandbox(args: cli::sandbox::SandboxArgs) -> Exit {
-    let shutdown = match shutdown::on_signal() {
-        Ok(shutdown) => shutdown,
-        Err(error) => return fail(Exit::TryAgain, &format!("can't handle signals: {error}")),
-    };
-    match cli::sandbox::run(args, shutdown).await {
-        Ok(()) => Exit::Ok,
-        Err(error) => fail(Exit::TryAgain, &error.to_string()),
-    }
-}
-
-/// Has glibc's allocator keep a few MiB of what is free. By its defaults it gives back all beyond 128 KiB again and again
-/// under load, and each time the system stops every thread: an eighth of a stream's CPU time (docs/performance.md).
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-fn keep_memory() {
-    const KEPT: libc::c_int = 4 << 20;
-    for parameter in [libc::M_TRIM_THRESHOLD, libc::M_MMAP_THRESHOLD] {
-        // SAFETY: it only sets a number, and no other thread runs yet. Refused, it changes nothing.
-        unsafe { libc::mallopt(parameter, KEPT) };
-    }
-}
-
-#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-fn keep_memory() {}

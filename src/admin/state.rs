@@ -16,8 +16,9 @@ use super::{
     shell,
 };
 use crate::{
-    clock::{Clock, Timestamp},
+    clock::Clock,
     dispatch::{BreakerStanding, Serving, Standing},
+    grpc,
     ledger::Record,
     limiter::{PausedBy, Snapshot},
 };
@@ -25,11 +26,7 @@ use crate::{
 /// What never changes.
 #[derive(Clone)]
 pub struct About {
-    pub started_at: Timestamp,
-    /// What kind of ledger it is: `sqlite`, `postgres`, `memory`.
-    pub ledger: &'static str,
-    /// Nothing reaches SurveyLab.
-    pub sandbox: bool,
+    pub gateway: grpc::About,
     /// Where the commands reach the gateway; `None` with TLS, whose names nobody knows here.
     pub grpc: Option<SocketAddr>,
     pub clock: Clock,
@@ -153,9 +150,9 @@ impl Status {
         let found = holdings.found.as_deref();
         Self {
             version: env!("CARGO_PKG_VERSION"),
-            instance: about.started_at.0,
-            ledger: about.ledger,
-            sandbox: about.sandbox,
+            instance: about.gateway.started_at.0,
+            ledger: about.gateway.ledger,
+            sandbox: about.gateway.sandbox,
             now_ms: about.clock.timestamp().0 / 1000,
             uptime_ms: millis(admin.history.uptime()),
             limiter: Limits::of(&standing.limiter),

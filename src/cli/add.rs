@@ -7,7 +7,7 @@ use super::{
     Exit,
     client::{ClientArgs, Output, report, time_text, wrong},
     field::Field,
-    output::say,
+    output::{fail, say},
 };
 use crate::proto::{AddRespondentRequest, AddRespondentResponse, Outcome};
 
@@ -84,6 +84,11 @@ pub async fn run(args: AddArgs) -> Exit {
         Ok(client) => client,
         Err(error) => return wrong(&error),
     };
+    let mut fields: Vec<Field> = args.custom.iter().map(|(field, _)| *field).collect();
+    fields.sort_unstable();
+    if !fields.is_sorted_by(|a, b| a < b) {
+        return fail(Exit::Usage, "--custom: a field is given twice");
+    }
     let answer = async {
         let mut invitations = client.invitations().await?;
         invitations.add_respondent(client.request(request(args))).await

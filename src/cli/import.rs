@@ -343,5 +343,5 @@ fn results_path(args: &ImportArgs) -> Result<Option<PathBuf>, Failure> {
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
     let done = spawn_blocking(work).await;
-    done.map_err(|lost| Failure::try_again(format!("something went wrong within: {lost}")))
+    done.map_err(|lost| Failure::try_again(format!("internal error: {lost}")))
 }

@@ -1,16 +1,20 @@
 //! `sandbox`: a fake SurveyLab to try things on.
 
-use std::{io, net::SocketAddr, num::NonZeroU32, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 
 use clap::Args;
 use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 
-use super::output::say;
+use super::{
+    Exit,
+    output::{fail, say},
+};
 use crate::{
     config::{address, duration_or_zero},
     rate::Rate,
     sandbox::{Config, FAULT_HELP, Fault, Limit, OnRepeat, Sandbox},
+    shutdown,
 };
 
 /// Run a fake SurveyLab that can go wrong on demand and tells what it received.
@@ -65,13 +69,6 @@ pub struct SandboxArgs {
     pub log_requests: usize,
 }
 
-/// Why the sandbox did not run.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("--listen: can't listen on {address}: {source}")]
-    Listen { address: SocketAddr, source: io::Error },
-}
-
 impl From<SandboxArgs> for Config {
     fn from(args: SandboxArgs) -> Self {
         let burst = args.burst;
@@ -89,12 +86,21 @@ impl From<SandboxArgs> for Config {
     }
 }
 
+/// Runs until a signal.
+pub async fn run(args: SandboxArgs) -> Exit {
+    match shutdown::on_signal() {
+        Ok(shutdown) => until(shutdown, args).await,
+        Err(error) => fail(Exit::TryAgain, &format!("can't handle signals: {error}")),
+    }
+}
+
 /// Runs until `shutdown`, then prints what was received.
-pub async fn run(args: SandboxArgs, shutdown: CancellationToken) -> Result<(), Error> {
+async fn until(shutdown: CancellationToken, args: SandboxArgs) -> Exit {
     let address = args.listen;
-    let sandbox = Sandbox::start(args.into())
-        .await
-        .map_err(|source| Error::Listen { address, source })?;
+    let sandbox = match Sandbox::start(args.into()).await {
+        Ok(sandbox) => sandbox,
+        Err(error) => return fail(Exit::TryAgain, &format!("--listen: can't listen on {address}: {error}")),
+    };
     say(format_args!(
         "SurveyLab's sandbox: {} (see http://{}/sandbox: report, requests, faults, reset)",
         sandbox.url(),
@@ -104,7 +110,7 @@ pub async fn run(args: SandboxArgs, shutdown: CancellationToken) -> Result<(), E
     let report = sandbox.report();
     sandbox.stop().await;
     say(format_args!("{report}"));
-    Ok(())
+    Exit::Ok
 }
 
 #[cfg(test)]
@@ -167,19 +173,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn runs_until_shutdown_and_names_a_taken_port() {
+    async fn runs_until_shutdown_and_not_on_a_taken_port() {
         let shutdown = CancellationToken::new();
         shutdown.cancel();
-        run(parse(&["--listen=127.0.0.1:0"]).unwrap(), shutdown.clone())
-            .await
-            .unwrap();
-
+        let exit = until(shutdown.clone(), parse(&["--listen=127.0.0.1:0"]).unwrap()).await;
+        assert_eq!(exit, Exit::Ok);
         let sandbox = Sandbox::start(Config::default()).await.unwrap();
         let taken = format!("--listen={}", sandbox.address());
-        let error = run(parse(&[&taken]).unwrap(), shutdown).await.unwrap_err();
-        assert!(
-            error.to_string().starts_with("--listen: can't listen on 127.0.0.1:"),
-            "{error}"
-        );
+        let exit = until(shutdown, parse(&[&taken]).unwrap()).await;
+        assert_eq!(exit, Exit::TryAgain);
     }
 }

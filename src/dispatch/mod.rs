@@ -2,7 +2,6 @@
 //! the same way; a stream is only another source and sink.
 
 use std::{
-    future::pending,
     pin::pin,
     sync::{
         Arc,
@@ -11,32 +10,33 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    select,
-    time::{sleep_until, timeout_at},
-};
+use tokio::{select, time::timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    clock::{Clock, Instant, Timestamp},
-    invitation::{Failure, Fingerprint, Invitation, Key, Reason, Sent, Violation, validate},
-    ledger::{self, Census, Doubt, Ledger, Query, Record, Resolution, Resolved, State},
+    clock::{self, Clock, Instant},
+    invitation::{Failure, Invitation, Key, Reason, Sent, Violation, validate},
+    ledger::{Census, Doubt, Ledger, Query, Record, Resolution, Resolved, State},
     limiter::{Lane, Limiter, Queue},
     surveylab::{Request, SurveyLab},
 };
 
 use breaker::Breaker;
 pub use breaker::BreakerStanding;
+pub use call::{Added, Answer, Call, Outcome, Settings};
 use flight::Trip;
 use in_flight::{Entered, InFlight, Lead, Observed, Progress, Seat};
+use known::{is_of_another, known, ledger_unavailable, reused};
 use standing::Checks;
 pub use standing::{Serving, Standing};
 pub use trail::{Role, Spent, Trail};
 pub use verdict::{LATER, OnServerError};
 
 mod breaker;
+mod call;
 mod flight;
 mod in_flight;
+mod known;
 mod retry;
 mod standing;
 mod trail;
@@ -44,66 +44,6 @@ mod verdict;
 
 #[cfg(test)]
 mod tests;
-
-/// How far a call may go.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    /// Requests to SurveyLab at most for one call.
-    pub max_attempts: u32,
-    /// How long a unary call without a deadline may wait for its permit.
-    pub max_wait: Duration,
-    pub on_server_error: OnServerError,
-    /// Refusals in a row (401, 400) after which calls fail without a request; 0: never.
-    pub breaker_after: u32,
-}
-
-/// A caller's wish to have a respondent added.
-#[derive(Clone)]
-pub struct Call {
-    pub request: Arc<Request>,
-    pub doubt: Doubt,
-    /// Whose it is, and where it waits.
-    pub queue: Queue,
-    /// When the caller stops listening.
-    pub deadline: Option<Instant>,
-    /// For somebody who watches.
-    trail: Option<Arc<Trail>>,
-    /// How long the call may wait for a permit.
-    until: Option<Instant>,
-}
-
-impl Call {
-    /// Leaves a trail.
-    pub fn watched(mut self, trail: Option<Arc<Trail>>) -> Self {
-        if let Some(trail) = &trail {
-            let _first_wins = trail.key.set(self.request.invitation.key.clone());
-        }
-        self.trail = trail;
-        self
-    }
-}
-
-/// What is known of an added respondent.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Added {
-    pub at: Timestamp,
-    pub notification: String,
-    /// Requests made to SurveyLab for the key, retries included.
-    pub attempts: u32,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// This call added the respondent.
-    Added(Added),
-    /// It had been added before; this call had no effect.
-    Duplicate(Added),
-    /// Nothing was sent; it would have been.
-    WouldAdd,
-}
-
-/// What a call comes to.
-pub type Answer = Result<Outcome, Failure>;
 
 /// The one way of all calls. Cheap to clone: all clones are one.
 #[derive(Clone)]
@@ -369,7 +309,7 @@ impl Dispatcher {
         {
             // Does not watch the flight's progress, each step of which would wake the one who makes it.
             let mut announced = pin!(flight.announced.notified());
-            let mut late = pin!(passed(call.until));
+            let mut late = pin!(clock::until(call.until));
             select! {
                 biased;
                 () = &mut trip => {}
@@ -441,51 +381,6 @@ impl Dispatcher {
 
 /// tokio's timers are exact to a millisecond.
 const TIMER_GRAIN: Duration = Duration::from_millis(1);
-
-/// May this be a claim of another process, whose outcome is to be waited for? One that was waited for, and is still the same
-/// one, is this process's own: its outcome was lost on the way to the ledger.
-fn is_of_another(record: &Record, fingerprint: Fingerprint, seen: Option<&Record>) -> bool {
-    record.state == State::Pending && record.fingerprint == fingerprint && seen != Some(record)
-}
-
-/// What the ledger's record of a key says to a call, or `None` if the key is free to be sent.
-fn known(record: Option<&Record>, fingerprint: Fingerprint, doubt: Doubt) -> Option<Answer> {
-    let record = record?;
-    match record.state {
-        State::Failed => None,
-        _ if record.fingerprint != fingerprint => Some(Err(reused())),
-        State::Added => Some(Ok(Outcome::Duplicate(Added {
-            at: record.added_at.unwrap_or(record.updated_at),
-            notification: record.notification.clone().unwrap_or_default(),
-            attempts: record.attempts,
-        }))),
-        State::InDoubt if doubt == Doubt::Resend => None,
-        // Pending without a flight in this process: its outcome was lost on the way to the ledger.
-        State::InDoubt | State::Pending => {
-            let mut failure = Failure::new(Reason::OutcomeInDoubt, Sent::Unknown);
-            failure.http_status = record.last_error.and_then(|error| error.http_status);
-            Some(Err(failure))
-        }
-    }
-}
-
-fn reused() -> Failure {
-    Failure::new(Reason::CrkReused, Sent::No)
-}
-
-fn ledger_unavailable(error: &ledger::Error, sent: Sent) -> Failure {
-    // The ledger itself tells of its failure, once; this is one of many calls that meet it.
-    tracing::debug!(%error, "the ledger is unavailable");
-    Failure::new(Reason::LedgerUnavailable, sent).retry_after(LATER)
-}
-
-/// Waits for a moment that may never come.
-async fn passed(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => sleep_until(moment).await,
-        None => pending().await,
-    }
-}
 
 /// Awaits something that sends nothing, up to the caller's deadline.
 async fn within<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -> Result<T, Failure> {

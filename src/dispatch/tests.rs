@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use tokio::{sync::Semaphore, time::sleep};
 
 use super::*;
-use crate::{ledger::Claim, limiter::StreamId, surveylab};
+use crate::{clock::Timestamp, ledger::Claim, limiter::StreamId, surveylab};
 use world::{Plan, UNAVAILABLE, World, doubtful, is_added, is_duplicate, ms, reason, scripted};
 
 mod breaker;

@@ -72,7 +72,7 @@ impl Health {
 }
 
 /// Whether the contract can be asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Reflection {
     On,
     Off,

@@ -42,11 +42,11 @@ pub struct Service {
     pub about: About,
 }
 
-/// What GetStatus tells that never changes.
+/// What never changes of a gateway that runs.
 #[derive(Clone, Copy, Debug)]
 pub struct About {
     pub started_at: Timestamp,
-    /// What kind of ledger it is: `sqlite`, `memory`.
+    /// What kind of ledger it is: `sqlite`, `postgres`, `memory`.
     pub ledger: &'static str,
     /// Nothing reaches SurveyLab.
     pub sandbox: bool,

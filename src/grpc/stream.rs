@@ -15,7 +15,6 @@ use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
     select,
     sync::mpsc::{self, OwnedPermit, Sender, error::SendError},
-    time::sleep_until,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
@@ -27,7 +26,7 @@ use super::{
     status,
 };
 use crate::{
-    clock::Instant,
+    clock::{self, Instant},
     dispatch::LATER,
     invitation::{Failure, Reason, Sent},
     limiter::{Lane, Queue, StreamId},
@@ -112,7 +111,7 @@ async fn drive(service: Service, begun: Begun, call: Call, results: Sender<Item>
     // Waited for all the time, so made once, and not again for every item.
     let mut gone = pin!(results.closed());
     let mut closing = pin!(service.closing.cancelled());
-    let mut passed = pin!(passed(deadline));
+    let mut passed = pin!(clock::until(deadline));
 
     while reading || !in_progress.is_empty() {
         if place.is_none() && reading {
@@ -214,11 +213,4 @@ fn refuse(error: &Status, crk: String, sequence: u64, place: OwnedPermit<Item>) 
 fn taken(free: Result<OwnedPermit<Item>, SendError<()>>) -> Option<OwnedPermit<Item>> {
     // An error means that the caller has gone, which the next turn of the loop finds.
     free.ok()
-}
-
-async fn passed(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tempfile::TempDir;
+use tokio::time::sleep;
 
 use super::{memory::Memory, postgres::Postgres, sqlite::Sqlite, *};
 use crate::{
@@ -79,9 +80,20 @@ struct InSqlite {
 }
 
 impl InSqlite {
-    fn open(directory: TempDir) -> Self {
+    async fn open(directory: TempDir) -> Self {
         let clock = Clock::with_wall(|| REOPENED_AT.into());
-        let ledger = Sqlite::open(&directory.path().join("ledger.db"), &clock).expect("opens");
+        let path = directory.path().join("ledger.db");
+        let mut tries = 0;
+        let ledger = loop {
+            match Sqlite::open(&path, &clock) {
+                // A child that another test of this process makes at the moment has the lock too, until it runs its program.
+                Err(Error::InUse(_)) if tries < 1_000 => {
+                    tries += 1;
+                    sleep(Duration::from_millis(10)).await;
+                }
+                opened => break opened.expect("opens"),
+            }
+        };
         Self { ledger, directory }
     }
 }
@@ -91,7 +103,7 @@ impl Backend for InSqlite {
     const DURABLE: bool = true;
 
     async fn start() -> Self {
-        Self::open(TempDir::new().expect("a directory"))
+        Self::open(TempDir::new().expect("a directory")).await
     }
 
     fn ledger(&self) -> &Sqlite {
@@ -110,7 +122,7 @@ impl Backend for InSqlite {
 
     async fn crash(self) -> Self {
         drop(self.ledger);
-        Self::open(self.directory)
+        Self::open(self.directory).await
     }
 }
 

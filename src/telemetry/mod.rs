@@ -19,14 +19,24 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use crate::config::{AccessLog, LogFormat};
-
 pub use export::Error;
 use export::Export;
 use lines::Lines;
 
 mod export;
 mod lines;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum AccessLog {
+    On,
+    Off,
+}
 
 /// The target of access lines, one for each call.
 pub const ACCESS: &str = "access";

@@ -726,7 +726,10 @@ async fn a_flood_of_one_caller_does_not_keep_another_waiting() {
         block("newsletter", &[&newsletter], "share = \"20%\""),
         block("billing", &[&billing], ""),
     ]);
-    let options = Options::new().flag("--rate", "100/s").flag("--callers", file.path());
+    let options = Options::new()
+        .flag("--rate", "100/s")
+        .flag("--burst", 5)
+        .flag("--callers", file.path());
     let gateway = Gateway::with(options, &sandbox).await;
     let client = gateway.client().await;
     let newsletter = Arc::new(newsletter);

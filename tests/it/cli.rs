@@ -138,6 +138,13 @@ async fn add_tells_what_happened_in_words_json_and_exit_code() {
 }
 
 #[tokio::test]
+async fn a_field_that_is_given_twice_is_refused_before_anything_is_sent() {
+    let arguments = ["add", "--collector=c", "--email=a@example.com", "--crk=k"];
+    let (code, _, stderr) = soon(run(&[&arguments[..], &["--custom=1=x", "--custom=1=y"]].concat(), &[])).await;
+    assert_eq!((code, stderr.as_str()), (Some(2), "--custom: a field is given twice\n"));
+}
+
+#[tokio::test]
 async fn an_answer_that_does_not_come_in_time_is_called_so_whoever_notices_it_first() {
     let sandbox = surveylab().await;
     sandbox.add_fault(Fault::hang());

@@ -202,12 +202,12 @@ const MAP: [(&str, &str); 13] = [
         "metrics",
         "callers clock dispatch invitation ledger limiter method proto surveylab",
     ),
+    ("telemetry", "clock trace"),
     (
         "grpc",
         "activity callers clock dispatch invitation ledger limiter method metrics proto reload socket telemetry trace",
     ),
-    ("config", "dispatch grpc postgres rate reload surveylab token"),
-    ("telemetry", "clock config trace"),
+    ("config", "dispatch grpc postgres rate reload surveylab telemetry token"),
 ];
 
 #[test]

@@ -66,11 +66,11 @@ pub fn may_begin(args: &ImportArgs, checked: &Checked) -> bool {
     let parts = [
         Some(format!("{} rows", grouped(checked.rows))),
         count(checked.bad, "bad"),
-        count(checked.conflicts, "with a crk that is there already, with other data"),
-        count(checked.repeats, "that are there already, and add nobody"),
+        count(checked.conflicts, "with the crk of an earlier row, but other data"),
+        count(checked.repeats, "that repeat an earlier row, and add nobody"),
         count(
             checked.repeated_emails,
-            "with an e-mail address that is there already, with another crk",
+            "with the e-mail address of an earlier row, but another crk",
         ),
         count(checked.empty, "empty ones left out"),
     ];
@@ -83,7 +83,7 @@ pub fn may_begin(args: &ImportArgs, checked: &Checked) -> bool {
         return true;
     }
     complain(format_args!(
-        "nothing was sent: mend the list, or send the rest of it with --skip-bad"
+        "nothing was sent: correct the list, or send the rest of it with --skip-bad"
     ));
     false
 }

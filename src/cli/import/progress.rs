@@ -225,10 +225,13 @@ fn waits_for(status: Option<&GetStatusResponse>, delayed: usize) -> Option<Strin
     let pause = status.pause.and_then(|pause| Duration::try_from(pause).ok());
     if let Some(pause) = pause {
         return Some(format!(
-            "SurveyLab said wait: {} s; the rate is {}/s then",
+            "SurveyLab asked to wait {} s; then the rate is {}/s",
             pause.as_secs_f64().ceil(),
             rate(status.learned_rate)
         ));
+    }
+    if let Some(breaker) = &status.breaker {
+        return Some(format!("SurveyLab refuses every request: {}", breaker.reason));
     }
     match status.state() {
         ServingState::Draining => return Some("the gateway is shutting down".into()),

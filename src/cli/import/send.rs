@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    future::pending,
     pin::pin,
     time::Duration,
 };
@@ -11,11 +10,10 @@ use rand::RngExt as _;
 use tokio::{
     select,
     sync::mpsc,
-    time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout_at},
+    time::{Instant, Interval, MissedTickBehavior, interval, sleep_until},
 };
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status, Streaming, transport::Channel};
+use tonic::{Code, Status, transport::Channel};
 
 use super::{
     answer::{self, Again, Answer, one_line},
@@ -25,8 +23,14 @@ use super::{
 };
 use crate::{
     cli::client::{Client, error_text},
-    proto::{AddRespondentRequest, StreamAddRespondentResponse, invitation_service_client::InvitationServiceClient},
+    clock,
+    proto::{AddRespondentRequest, StreamAddRespondentResponse},
 };
+
+use stream::{open, reserve};
+
+mod last;
+mod stream;
 
 /// What the reader of the list hands over.
 #[expect(clippy::large_enum_variant, reason = "nearly all are the large one")]
@@ -86,9 +90,6 @@ const MOST_IN_A_ROW: u32 = 100;
 /// Between two tries to reach the gateway.
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(15);
-
-/// For what is on the wire when the import is interrupted: longer than the gateway waits for SurveyLab by default.
-const LAST_ANSWERS: Duration = Duration::from_secs(60);
 
 /// What a run needs.
 pub struct Setup<'a> {
@@ -257,7 +258,7 @@ impl<'a> Sending<'a> {
                     Ok(None) => return End::Cut(Status::unavailable("the gateway ended the stream")),
                     Err(status) => return End::Cut(status),
                 },
-                () = until(self.delayed.keys().next().map(|(at, _)| *at)) => {
+                () = clock::until(self.delayed.keys().next().map(|(at, _)| *at)) => {
                     if let Some((_, item)) = self.delayed.pop_first() {
                         self.ready.push_back(item);
                     }
@@ -380,45 +381,6 @@ impl<'a> Sending<'a> {
         }
     }
 
-    /// The stream is closed, which withdraws what waited in the gateway; what was on the wire goes its way. Asks what became of
-    /// it, sending nothing: the gateway answers for such a key once its outcome is known.
-    async fn ask_for_the_last(&mut self) {
-        let mut last: Vec<Item> = std::mem::take(&mut self.under_way).into_values().collect();
-        if last.is_empty() {
-            return;
-        }
-        self.stop = None;
-        self.progress.note(&format!(
-            "waiting for what may be on the wire, {} at most; Ctrl-C again ends at once",
-            humantime::format_duration(LAST_ANSWERS)
-        ));
-        let end = Instant::now() + LAST_ANSWERS;
-        for item in &mut last {
-            item.request.validate_only = true;
-        }
-        let ask = async {
-            let (requests, taken) = mpsc::channel(WINDOW);
-            // The same connection, if it is still there: on it the gateway learns of the stream's end before this.
-            let (_, mut answers) = open(self.setup.client, self.channel.take(), taken).await?;
-            for item in &last {
-                // As many as the channel holds; an error is told by the answers.
-                let _ended = requests.send(item.request.clone()).await;
-            }
-            drop(requests);
-            while let Some(answer) = answers.message().await? {
-                let item = usize::try_from(answer.sequence).ok().and_then(|at| last.get(at));
-                if let Some(item) = item
-                    && let Some(Answer::Final(record)) = answer::read(item.line, answer)
-                {
-                    self.finish(record).await;
-                }
-            }
-            Ok::<_, Status>(())
-        };
-        // Without an answer a row has no result, and the next run asks for it.
-        let _unanswered = timeout_at(end, ask).await;
-    }
-
     fn show(&mut self, away: Option<(&Status, Instant)>) {
         let away = away.map(|(why, again_at)| {
             let wait = again_at.saturating_duration_since(Instant::now());
@@ -445,41 +407,4 @@ fn is_final(code: Code) -> bool {
         code,
         Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented | Code::InvalidArgument
     )
-}
-
-/// A stream with the gateway, on a connection of its own unless one is given: what it answers to what comes from the channel.
-async fn open(
-    client: &Client,
-    connection: Option<Channel>,
-    requests: mpsc::Receiver<AddRespondentRequest>,
-) -> Result<(Channel, Streaming<StreamAddRespondentResponse>), Status> {
-    let connection = match connection {
-        Some(connection) => connection,
-        None => client.connect_for_hours().await?,
-    };
-    let answers = InvitationServiceClient::new(connection.clone())
-        .stream_add_respondent(client.lasting_request(ReceiverStream::new(requests)))
-        .await?;
-    Ok((connection, answers.into_inner()))
-}
-
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => sleep_until(at).await,
-        None => pending().await,
-    }
-}
-
-/// A place for a request; never comes without a stream.
-async fn reserve(
-    requests: Option<&mpsc::Sender<AddRespondentRequest>>,
-) -> Option<mpsc::Permit<'_, AddRespondentRequest>> {
-    match requests {
-        // The stream has ended: its answers tell why, and this must not be asked again and again meanwhile.
-        Some(requests) => match requests.reserve().await {
-            Ok(place) => Some(place),
-            Err(_) => pending().await,
-        },
-        None => pending().await,
-    }
 }

@@ -13,6 +13,7 @@ use tokio::{sync::Semaphore, task::JoinHandle, time::sleep};
 
 use super::super::*;
 use crate::{
+    clock::Timestamp,
     invitation::Respondent,
     ledger::{Census, Claim, Claimed, Error, Settlement, memory::Memory},
     limiter, surveylab,

@@ -148,8 +148,8 @@ impl Version {
         }
         if self.number == UNFINISHED {
             return Err(Error::Unusable(
-                "a ledger is being moved into this database and is not complete: see `surveylab-gateway migrate-ledger` \
-                 through to its end first"
+                "a ledger is being moved into this database and is not complete: run `surveylab-gateway migrate-ledger` \
+                 to its end first"
                     .into(),
             ));
         }
