@@ -25,6 +25,8 @@ use crate::{clock::Instant, rate::Rate};
 
 pub use adaptive::PausedBy;
 use adaptive::{Adaptive, Epoch};
+pub use arrival::Arrival;
+use arrival::Place;
 use bucket::Bucket;
 pub use lanes::{Lane, StreamId};
 pub use pacer::Pacer;
@@ -33,8 +35,10 @@ pub use permit::{Permit, TooLate};
 use shares::{Shares, Ticket};
 pub use snapshot::Snapshot;
 use source::Source;
+use state::State;
 
 mod adaptive;
+mod arrival;
 mod bucket;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
@@ -46,6 +50,7 @@ pub mod shared;
 mod shares;
 mod snapshot;
 mod source;
+mod state;
 
 #[cfg(test)]
 mod tests;
@@ -102,45 +107,10 @@ struct Shared {
     tokens: Notify,
 }
 
-struct State {
-    source: Source,
-    adaptive: Adaptive,
-    waiters: Shares<Waiter>,
-    /// Permits that are out.
-    permits: usize,
-    /// Those of them that have not taken their token yet.
-    unsent: usize,
-    /// How long it takes lately from a permit to its token.
-    claim_time: Duration,
-    closed: bool,
-}
-
 struct Waiter {
     came: Came,
     until: Option<Instant>,
     answer: oneshot::Sender<Result<Permit, Refused>>,
-}
-
-/// Where a request stands among all who came. It keeps that place when it comes back with it.
-#[derive(Debug, Default)]
-pub struct Arrival(Mutex<Option<Place>>);
-
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    number: u64,
-    /// When its turn comes, going by the rate and those who went before it; where it had a bound to be held against that.
-    expected: Option<Instant>,
-}
-
-impl Arrival {
-    /// The next time it comes it stands behind all who wait then.
-    pub fn forget(&self) {
-        *self.lock() = None;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Place>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Where and when a request came to get its permit.
@@ -376,52 +346,6 @@ enum Entered<'a> {
         place: Waiting<'a>,
         expected: Instant,
     },
-}
-
-impl State {
-    /// When the next permit is to be given, going by the tokens alone; `None` while no token is known of for it.
-    fn next_permit(&self, now: Instant) -> Option<Instant> {
-        let at = self.source.permit(self.unsent + 1, now, self.claim_time)?;
-        Some(at.checked_sub(self.lead()).unwrap_or(at))
-    }
-
-    /// When one with so many ahead of it can expect a permit, going by the rate alone.
-    fn expected(&self, ahead: usize, now: Instant) -> Instant {
-        let from = self.adaptive.pause_until(now).unwrap_or(now);
-        self.source.earliest(self.unsent + ahead + 1, from)
-    }
-
-    /// The same, if other replicas go on taking what they take.
-    fn likely(&self, ahead: usize, now: Instant) -> Instant {
-        let from = self.adaptive.pause_until(now).unwrap_or(now);
-        self.source.likely(self.unsent + ahead + 1, from)
-    }
-
-    /// Follows slower claims at once, and faster ones slowly.
-    fn learn_claim_time(&mut self, took: Duration) {
-        self.claim_time = match took.checked_sub(self.claim_time) {
-            Some(longer) => self.claim_time + longer / 2,
-            None => self.claim_time - (self.claim_time - took) / 16,
-        };
-    }
-
-    /// How long before its token is there the next permit is to be given. While a claim is made, the bucket goes on
-    /// filling; only where it would be full before the claim is done does the rate lose by it.
-    fn lead(&self) -> Duration {
-        self.claim_time.saturating_sub(self.source.slack()).min(LEAD_MAX)
-    }
-
-    /// Takes out those whose bound now lies before the permit they could expect.
-    fn hopeless(&mut self, now: Instant) -> Vec<(Waiter, Duration)> {
-        let from = self.adaptive.pause_until(now).unwrap_or(now);
-        let (source, unsent) = (&self.source, self.unsent);
-        let expected = |place| source.earliest(unsent + place + 1, from);
-        let out = self
-            .waiters
-            .retain(|place, waiter| waiter.until.is_none_or(|until| expected(place) <= until));
-        let after = expected(0).saturating_duration_since(now);
-        out.into_iter().map(|waiter| (waiter, after)).collect()
-    }
 }
 
 /// A place in the queue, given up when dropped.

@@ -43,6 +43,7 @@ mod id;
 mod keeper;
 mod lease;
 mod link;
+mod orphans;
 mod read;
 mod reader;
 mod schema;

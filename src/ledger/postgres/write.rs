@@ -9,6 +9,7 @@ use super::{
     id::Id,
     lease::Holder,
     link::{Statements, plan_by_keys},
+    orphans::Orphans,
     read::{self, Keys, LOOK_UP, Standing, Unreadable, in_order, of_asked, standing},
     writer::Resolve,
 };
@@ -93,13 +94,14 @@ macro_rules! keep {
     };
 }
 
-/// Ends of claims: what `ends` gives to a statement.
+/// The ends of claims, in the form of `Ends::values`.
 macro_rules! ends {
     () => {
         "unnest($1::text[], $2::text[], $3::uuid[], $4::smallint[], $5::bigint[], $6::smallint[], $7::integer[], $8::text[]) \
          AS asked (collector_id, crk, claim, state, at, reason, http_status, notification)"
     };
 }
+pub(super) use ends;
 
 const SETTLE: &str = concat!(
     "WITH gone AS (DELETE FROM pending p USING ",
@@ -131,35 +133,6 @@ const RELEASE: &str = concat!(
     tell!(),
 );
 
-/// Takes the keys of claims that were put in doubt, because this replica was taken for dead, if they are not taken.
-const LOCK_ORPHANS: &str = "INSERT INTO pending (collector_id, crk, fingerprint, resend, claimed_at, replica, claim) \
-                            SELECT i.collector_id, i.crk, i.fingerprint, false, 0, $4, $4 \
-                            FROM unnest($1::text[], $2::text[], $3::uuid[]) AS asked (collector_id, crk, claim), invitation i \
-                            WHERE i.collector_id = asked.collector_id AND i.crk = asked.crk AND i.orphan = asked.claim \
-                            ORDER BY i.collector_id, i.crk ON CONFLICT (collector_id, crk) DO NOTHING";
-
-/// The outcome of a claim that is not there any more ends the doubt that it was put in, unless somebody has resolved it or
-/// claimed the key since: so what a caller is told is what the ledger knows. That it was added is SurveyLab's own word, and
-/// keeps a key that was resolved as not added from being sent again. The CASE has the planner go by keys: the index of those
-/// not added may hold many.
-const SETTLE_ORPHANS: &str = concat!(
-    "UPDATE invitation i SET state = asked.state, created_at = least(i.created_at, asked.at), updated_at = asked.at, \
-     reason = asked.reason, http_status = asked.http_status, notification = asked.notification, orphan = NULL \
-     FROM pending p, ",
-    ends!(),
-    " WHERE p.collector_id = asked.collector_id AND p.crk = asked.crk AND p.claim = $9 \
-     AND i.collector_id = asked.collector_id AND i.crk = asked.crk AND i.orphan = asked.claim \
-     AND CASE i.state WHEN 4 THEN true WHEN 3 THEN asked.state = 2 ELSE false END"
-);
-
-/// Nothing was sent under these claims. That leaves nothing to know of a key that had no other; of one that had, what it was
-/// before is overwritten, and may have been a doubt as well.
-const RELEASE_ORPHANS: &str = "DELETE FROM invitation i USING pending p, \
-                               unnest($1::text[], $2::text[], $3::uuid[]) AS asked (collector_id, crk, claim) \
-                               WHERE p.collector_id = asked.collector_id AND p.crk = asked.crk AND p.claim = $4 \
-                               AND i.collector_id = asked.collector_id AND i.crk = asked.crk AND i.orphan = asked.claim \
-                               AND CASE i.state WHEN 4 THEN i.attempts = 1 ELSE false END";
-
 /// Takes the key that a person resolves, so that nobody claims it meanwhile, if it looks in doubt and is not taken.
 const LOCK: &str = "INSERT INTO pending (collector_id, crk, fingerprint, resend, claimed_at, replica, claim) \
                     SELECT i.collector_id, i.crk, i.fingerprint, false, 0, $3, $3 FROM invitation i \
@@ -188,10 +161,8 @@ pub(super) struct Writing {
     lock: Statement,
     resolve: Statement,
     unlock: Statement,
-    lock_orphans: Statement,
-    settle_orphans: Statement,
-    release_orphans: Statement,
     pub look_up: Statement,
+    pub orphans: Orphans,
     pub probe: Statement,
 }
 
@@ -206,17 +177,15 @@ impl Statements for Writing {
             lock: client.prepare(LOCK).await?,
             resolve: client.prepare(RESOLVE).await?,
             unlock: client.prepare(UNLOCK).await?,
-            lock_orphans: client.prepare(LOCK_ORPHANS).await?,
-            settle_orphans: client.prepare(SETTLE_ORPHANS).await?,
-            release_orphans: client.prepare(RELEASE_ORPHANS).await?,
             look_up: client.prepare(LOOK_UP).await?,
+            orphans: Orphans::prepare(client).await?,
             probe: client.prepare(PROBE).await?,
         })
     }
 }
 
 /// The parameters of a statement.
-type Values<'a, const N: usize> = [&'a (dyn ToSql + Sync); N];
+pub(super) type Values<'a, const N: usize> = [&'a (dyn ToSql + Sync); N];
 
 /// Who claims, and the number by which these claims are known.
 #[derive(Clone, Copy)]
@@ -286,8 +255,8 @@ pub(super) struct Settle<'a> {
     pub at: Timestamp,
 }
 
-/// Ends of claims as the statements take them.
-struct Ends<'a> {
+/// The ends of claims as the statements take them.
+pub(super) struct Ends<'a> {
     keys: Keys<'a>,
     claims: Vec<Id>,
     states: Vec<i16>,
@@ -298,7 +267,7 @@ struct Ends<'a> {
 }
 
 impl<'a> Ends<'a> {
-    fn of(settles: &[Settle<'a>]) -> Self {
+    pub(super) fn of(settles: &[Settle<'a>]) -> Self {
         let mut ends = Self {
             keys: Keys::of(settles.iter().map(|settle| settle.key)),
             claims: settles.iter().map(|settle| settle.claim).collect(),
@@ -318,7 +287,7 @@ impl<'a> Ends<'a> {
         ends
     }
 
-    fn values(&self) -> Values<'_, 8> {
+    pub(super) fn values(&self) -> Values<'_, 8> {
         [
             &self.keys.collector_ids,
             &self.keys.crks,
@@ -394,43 +363,6 @@ pub(super) async fn release(
         .query_one(&statements.release, &[&keys.collector_ids, &keys.crks, &stamps])
         .await?;
     missed(claims.len(), &row)
-}
-
-/// Ends the doubts that claims of this process were put in, as far as nobody has gone by these, within a transaction.
-pub(super) async fn end_orphans(
-    client: &Client,
-    statements: &Writing,
-    settles: &[Settle<'_>],
-    releases: &[Release<'_>],
-) -> Result<(), tokio_postgres::Error> {
-    let stamp = Id::random();
-    let released = releases.iter().copied();
-    let all: Vec<Release<'_>> = settles
-        .iter()
-        .map(|settle| (settle.key, settle.claim))
-        .chain(released)
-        .collect();
-    let claims = |claims: &[Release<'_>]| claims.iter().map(|(_, claim)| *claim).collect::<Vec<_>>();
-    let (all_keys, all_claims) = (Keys::of(all.iter().map(|(key, _)| *key)), claims(&all));
-    let (keys, released) = (Keys::of(releases.iter().map(|(key, _)| *key)), claims(releases));
-    let locks: Vec<Release<'_>> = all.iter().map(|(key, _)| (*key, stamp)).collect();
-    let lock: Values<'_, 4> = [&all_keys.collector_ids, &all_keys.crks, &all_claims, &stamp];
-    let ends = Ends::of(settles);
-    let settle: Vec<_> = ends
-        .values()
-        .into_iter()
-        .chain([&stamp as &(dyn ToSql + Sync)])
-        .collect();
-    let release: Values<'_, 4> = [&keys.collector_ids, &keys.crks, &released, &stamp];
-    let (locked, settled, released, unlocked) = tokio::join!(
-        biased;
-        client.execute(&statements.lock_orphans, &lock),
-        client.execute(&statements.settle_orphans, &settle),
-        client.execute(&statements.release_orphans, &release),
-        self::release(client, statements, &locks),
-    );
-    locked.and(settled).and(released)?;
-    unlocked.map(drop)
 }
 
 /// How the key stands after a person's word, and whether that was needed.

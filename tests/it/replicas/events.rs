@@ -119,7 +119,7 @@ async fn whatever_happens_no_key_is_sent_twice_and_no_result_is_lost() {
         .flag("--burst", BURST)
         .flag("--max-in-flight", 16)
         .flag("--upstream-timeout", "2s");
-    let mut group = Group::before(sandbox, REPLICAS, options).await;
+    let mut group = Group::alone(sandbox, REPLICAS, options).await;
     let lateness = Lateness::measure();
     let recorder = Recorder::new(group.sandbox.started());
     let clients = group.clients().await.into_iter().enumerate();

@@ -53,7 +53,16 @@ impl Group {
     }
 
     pub async fn before(sandbox: Sandbox, count: usize, options: Options) -> Self {
-        let server = postgres::shared();
+        Self::on(postgres::shared(), sandbox, count, options).await
+    }
+
+    /// On a server of its own, which the test may kill while others go on. It ends with the process.
+    pub async fn alone(sandbox: Sandbox, count: usize, options: Options) -> Self {
+        let server = Box::leak(Box::new(Server::start(&[])));
+        Self::on(server, sandbox, count, options).await
+    }
+
+    async fn on(server: &'static Server, sandbox: Sandbox, count: usize, options: Options) -> Self {
         let database = server.database();
         let (mut gateways, mut relays) = (Vec::new(), Vec::new());
         for _ in 0..count {

@@ -21,7 +21,7 @@ use crate::{
     support::{
         Error,
         call::{Client, add, added, request, state},
-        gateway::surveylab_with,
+        gateway::{surveylab, surveylab_with},
         lateness::Lateness,
         watch::{add_within, soon, until},
     },
@@ -234,7 +234,7 @@ async fn a_replica_that_slept_through_its_lease_goes_on_with_a_new_one() {
 
 #[tokio::test]
 async fn without_the_database_nothing_is_sent_and_all_goes_on_when_it_is_back() {
-    let group = Group::of(2, options()).await;
+    let group = Group::alone(surveylab().await, 2, options()).await;
     let clients = group.clients().await;
     assert_eq!(added(&clients[0], request("before")).await, Outcome::Added);
     group.server.kill();

@@ -13,6 +13,7 @@ use super::{
         id::Id,
         lease::Lease,
         link::{Link, PATIENCE, SILENT},
+        orphans,
         read::{self, Standing},
         write::{self, Claimant, Writing},
     },
@@ -98,7 +99,7 @@ fn may_be_committed(error: &tokio_postgres::Error) -> bool {
     error.as_db_error().is_some_and(|error| {
         let is_last = match error.parsed_severity() {
             Some(severity) => matches!(severity, Severity::Fatal | Severity::Panic),
-            // In words of the server's language, where one is so old or no server.
+            // Who stands in between may leave out the field that is in no language.
             None => ["FATAL", "PANIC"].contains(&error.severity()),
         };
         is_last || class(error.code()) == "08" || *error.code() == SqlState::T_R_STATEMENT_COMPLETION_UNKNOWN
@@ -372,7 +373,7 @@ async fn end_orphans(
         tokio::join!(
             biased;
             client.batch_execute("BEGIN"),
-            write::end_orphans(client, statements, settles, releases),
+            orphans::end(client, statements, settles, releases),
             client.batch_execute("COMMIT"),
         )
     };
