@@ -641,7 +641,7 @@ async fn no_token_shows_anywhere() {
         secrets[0], secrets[1]
     )]);
     until("the wrong file is told", async || {
-        gateway.log().contains("it has changed and can't be used")
+        gateway.log().contains("the changed file can't be used")
     })
     .await;
     assert!(said.len() > 40, "{}", said.len());

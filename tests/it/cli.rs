@@ -141,7 +141,10 @@ async fn add_tells_what_happened_in_words_json_and_exit_code() {
 async fn a_field_that_is_given_twice_is_refused_before_anything_is_sent() {
     let arguments = ["add", "--collector=c", "--email=a@example.com", "--crk=k"];
     let (code, _, stderr) = soon(run(&[&arguments[..], &["--custom=1=x", "--custom=1=y"]].concat(), &[])).await;
-    assert_eq!((code, stderr.as_str()), (Some(2), "--custom: a field is given twice\n"));
+    assert_eq!(
+        (code, stderr.as_str()),
+        (Some(2), "surveylab-gateway: --custom: a field is given twice\n")
+    );
 }
 
 #[tokio::test]

@@ -173,7 +173,7 @@ async fn a_dry_run_sends_nothing_and_tells_how_long_it_takes() {
         "{}",
         run.stdout
     );
-    assert!(run.stdout.contains("that takes 50s at 2/s"), "{}", run.stdout);
+    assert!(run.stdout.contains("that takes 50 s at 2/s"), "{}", run.stdout);
     assert_eq!(sandbox.report().requests, 2);
     assert!(!import.path("list.csv.results.csv").exists());
 }

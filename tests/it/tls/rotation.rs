@@ -27,7 +27,7 @@ use crate::support::{
 };
 
 const USED: &str = "reloaded after a change";
-const KEPT: &str = "what was there before stays";
+const KEPT: &str = "the previous contents stay in effect";
 
 /// Waits until the log has one more line with `text` than it had.
 async fn one_more(gateway: &Gateway, text: &str, before: usize) {
