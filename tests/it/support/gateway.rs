@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
-    thread,
+    thread::{self, JoinHandle},
 };
 
 use bytes::Bytes;
@@ -75,6 +75,8 @@ impl Options {
 pub struct Gateway {
     child: Child,
     log: Arc<Mutex<String>>,
+    /// Ends with the process, once its last line is in the log.
+    reader: Option<JoinHandle<()>>,
     pub grpc: SocketAddr,
     pub admin: SocketAddr,
     pub directory: Arc<TempDir>,
@@ -153,7 +155,7 @@ impl Gateway {
         let log = Arc::new(Mutex::new(String::new()));
         let (listening, addresses) = oneshot::channel();
         let lines = BufReader::new(child.stderr.take().unwrap());
-        thread::spawn({
+        let reader = thread::spawn({
             let log = log.clone();
             move || {
                 let mut listening = Some(listening);
@@ -176,6 +178,7 @@ impl Gateway {
         Ok(Self {
             child,
             log,
+            reader: Some(reader),
             grpc,
             admin,
             directory,
@@ -232,6 +235,9 @@ impl Gateway {
     pub async fn once_ended(mut self) -> (Self, ExitStatus) {
         let ended = tokio::task::spawn_blocking(move || {
             let status = self.child.wait().unwrap();
+            if let Some(reader) = self.reader.take() {
+                reader.join().unwrap();
+            }
             (self, status)
         });
         ended.await.unwrap()
