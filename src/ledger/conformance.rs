@@ -1,9 +1,8 @@
 //! The contract of [`Ledger`] as tests, run against every backend.
 
-use std::time::Duration;
+use std::{path::Path, thread, time::Duration};
 
 use tempfile::TempDir;
-use tokio::time::sleep;
 
 use super::{memory::Memory, postgres::Postgres, sqlite::Sqlite, *};
 use crate::{
@@ -80,21 +79,25 @@ struct InSqlite {
 }
 
 impl InSqlite {
-    async fn open(directory: TempDir) -> Self {
-        let clock = Clock::with_wall(|| REOPENED_AT.into());
-        let path = directory.path().join("ledger.db");
-        let mut tries = 0;
-        let ledger = loop {
-            match Sqlite::open(&path, &clock) {
-                // A child that another test of this process makes at the moment has the lock too, until it runs its program.
-                Err(Error::InUse(_)) if tries < 1_000 => {
-                    tries += 1;
-                    sleep(Duration::from_millis(10)).await;
-                }
-                opened => break opened.expect("opens"),
-            }
-        };
+    fn open(directory: TempDir) -> Self {
+        let ledger = reopened(&directory.path().join("ledger.db"));
         Self { ledger, directory }
+    }
+}
+
+/// A ledger whose last owner has gone, or which is new.
+pub(super) fn reopened(path: &Path) -> Sqlite {
+    let clock = Clock::with_wall(|| REOPENED_AT.into());
+    let mut tries = 0;
+    loop {
+        match Sqlite::open(path, &clock) {
+            // A child that another test of this process makes at the moment has the lock too, until it runs its program.
+            Err(Error::InUse(_)) if tries < 1_000 => {
+                tries += 1;
+                thread::sleep(Duration::from_millis(10));
+            }
+            opened => return opened.expect("opens"),
+        }
     }
 }
 
@@ -103,7 +106,7 @@ impl Backend for InSqlite {
     const DURABLE: bool = true;
 
     async fn start() -> Self {
-        Self::open(TempDir::new().expect("a directory")).await
+        Self::open(TempDir::new().expect("a directory"))
     }
 
     fn ledger(&self) -> &Sqlite {
@@ -122,7 +125,7 @@ impl Backend for InSqlite {
 
     async fn crash(self) -> Self {
         drop(self.ledger);
-        Self::open(self.directory).await
+        Self::open(self.directory)
     }
 }
 

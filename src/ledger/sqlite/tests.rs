@@ -15,7 +15,7 @@ use super::{
 use crate::ledger::{
     State,
     census::Change,
-    conformance::{FIRST, REOPENED_AT, a_claim, added, key},
+    conformance::{FIRST, REOPENED_AT, a_claim, added, key, reopened},
 };
 
 struct Fixture {
@@ -33,7 +33,7 @@ impl Fixture {
     }
 
     fn open(&self) -> Sqlite {
-        open(&self.path()).expect("opens")
+        reopened(&self.path())
     }
 
     /// Opens the ledger and closes it, and connects to it as a stranger.
