@@ -94,6 +94,7 @@ pub(super) fn reopened(path: &Path) -> Sqlite {
             // A child that another test of this process makes at the moment has the lock too, until it runs its program.
             Err(Error::InUse(_)) if tries < 1_000 => {
                 tries += 1;
+                #[expect(clippy::disallowed_methods, reason = "no runtime has anything else to do then")]
                 thread::sleep(Duration::from_millis(10));
             }
             opened => return opened.expect("opens"),

@@ -160,14 +160,16 @@ impl Gateway {
             move || {
                 let mut listening = Some(listening);
                 for line in lines.lines().map_while(Result::ok) {
+                    {
+                        let mut log = log.lock().unwrap();
+                        log.push_str(&line);
+                        log.push('\n');
+                    }
                     if let Some(addresses) = listening_line(&line)
                         && let Some(listening) = listening.take()
                     {
                         let _ = listening.send(addresses);
                     }
-                    let mut log = log.lock().unwrap();
-                    log.push_str(&line);
-                    log.push('\n');
                 }
             }
         });
