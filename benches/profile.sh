@@ -16,10 +16,10 @@ method=$1
 out=${2:?usage: benches/profile.sh unary|stream FILE.svg}
 
 # Frame pointers, so that stacks can be read, and names; otherwise as it is released.
-export CARGO_TARGET_DIR=$PWD/target/profile CARGO_PROFILE_RELEASE_DEBUG=line-tables-only
+export CARGO_TARGET_DIR=$PWD/target/profile CARGO_PROFILE_RELEASE_DEBUG=line-tables-only CARGO_PROFILE_RELEASE_STRIP=none
 RUSTFLAGS="-C force-frame-pointers=yes" CFLAGS=-fno-omit-frame-pointer \
   cargo build --release --locked --bin surveylab-gateway
-unset CARGO_TARGET_DIR CARGO_PROFILE_RELEASE_DEBUG
+unset CARGO_TARGET_DIR CARGO_PROFILE_RELEASE_DEBUG CARGO_PROFILE_RELEASE_STRIP
 load=$(cargo bench --locked --bench peers --no-run 2>&1 | sed -n 's/.*Executable.*(\(.*\))/\1/p')
 tools=$PWD/target/tools
 [ -x "$tools/bin/inferno-flamegraph" ] || cargo install inferno --locked --no-default-features --features cli --root "$tools"
