@@ -38,9 +38,16 @@ ALL = [
         [
             (
                 FLIGHT,
-                "        let (count, was_in_doubt) = match self.claim(doubt, attempts.elsewhere.as_ref()).await {",
-                "        let early = self.core.surveylab.send(&self.request).await;\n"
-                "        let (count, was_in_doubt) = match self.claim(doubt, attempts.elsewhere.as_ref()).await {",
+                "        } = match self.claim(doubt, attempts.elsewhere.as_ref()).await {",
+                "        } = match {\n"
+                "            early = self.core.surveylab.send(&self.request).await;\n"
+                "            self.claim(doubt, attempts.elsewhere.as_ref()).await\n"
+                "        } {",
+            ),
+            (
+                FLIGHT,
+                "        fail_point::reached(Place::BeforeClaim);",
+                "        fail_point::reached(Place::BeforeClaim);\n        let early;",
             ),
             (FLIGHT, "let answer = self.core.surveylab.send(&self.request).await;", "let answer = early;"),
         ],
