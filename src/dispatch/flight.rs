@@ -199,7 +199,7 @@ impl Trip {
                     let _waits = Waits::begin(&self.landing.flight, self.terms()?.queue.lane, self.core.clock.now());
                     match self.permit().await? {
                         Ok(permit) => permit,
-                        Err(refused) => return Some(Err(attempts.refused(refused))),
+                        Err(refused) => return Some(self.given_up(attempts.refused(refused), &attempts).await),
                     }
                 }
             };
@@ -236,7 +236,7 @@ impl Trip {
                 }
             };
             if let Some(failure) = self.wait_again(again, &attempts).await? {
-                return Some(Err(failure));
+                return Some(self.given_up(failure, &attempts).await);
             }
         }
     }
@@ -253,7 +253,8 @@ impl Trip {
             Err(NotOurs::Elsewhere(record)) => return Attempt::Elsewhere(record),
             // After an attempt, its failure says more, and that its outcome is recorded.
             Err(NotOurs::Known(Err(failure))) if failure.reason == Reason::LedgerUnavailable => {
-                return Attempt::Answered(Err(attempts.last.take().unwrap_or(failure)));
+                let failure = attempts.last.take().unwrap_or(failure);
+                return Attempt::Answered(self.given_up(failure, attempts).await);
             }
             Err(NotOurs::Known(answer)) => return Attempt::Answered(attempts.with_sent(answer)),
         };

@@ -5,7 +5,12 @@ use std::sync::atomic::Ordering;
 use tokio::{sync::Semaphore, time::sleep};
 
 use super::*;
-use crate::{clock::Timestamp, ledger::Claim, limiter::StreamId, surveylab};
+use crate::{
+    clock::Timestamp,
+    ledger::{Claim, Settlement},
+    limiter::StreamId,
+    surveylab,
+};
 use world::{Plan, UNAVAILABLE, World, doubtful, is_added, is_duplicate, ms, reason, scripted};
 
 mod breaker;
@@ -515,15 +520,11 @@ async fn a_resend_that_the_shutdown_ends_says_that_the_key_is_in_doubt() {
     );
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_key_that_is_taken_between_two_attempts_says_that_one_was_sent() {
-    let world = scripted([UNAVAILABLE]);
-    let call = world.spawn(world.call("k", "a@example.com"));
+/// Claims the key of a call as another replica does, while a call of this one is between two attempts.
+async fn taken_between_two_attempts(world: &World, other: &Call) {
     while world.requests() < 1 || world.dispatcher.on_the_wire() > 0 {
         sleep(ms(1)).await;
     }
-    // As another replica does.
-    let other = world.call("k", "b@example.com");
     let Invitation { key, fingerprint, .. } = &other.request.invitation;
     let claim = Claim {
         key: key.clone(),
@@ -532,7 +533,30 @@ async fn a_key_that_is_taken_between_two_attempts_says_that_one_was_sent() {
         at: Timestamp(1),
     };
     world.ledger.ledger.claim(claim).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_is_taken_between_two_attempts_says_that_one_was_sent() {
+    let world = scripted([UNAVAILABLE]);
+    let call = world.spawn(world.call("k", "a@example.com"));
+    taken_between_two_attempts(&world, &world.call("k", "b@example.com")).await;
     assert_eq!(reason(call.await.unwrap()), (Reason::CrkReused, Sent::Yes));
+    assert_eq!(world.requests(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_gets_no_further_attempt_is_told_what_the_key_has_come_to_elsewhere() {
+    let world = scripted([UNAVAILABLE]);
+    let twin = world.call("k", "a@example.com");
+    let call = world.spawn(twin.clone());
+    taken_between_two_attempts(&world, &twin).await;
+    let added = Settlement::Added {
+        notification: "ok".into(),
+    };
+    let key = &twin.request.invitation.key;
+    world.ledger.ledger.settle(key, added, Timestamp(2)).await.unwrap();
+    world.ledger.failing_claims.store(1, Ordering::SeqCst);
+    assert!(is_duplicate(&call.await.unwrap()));
     assert_eq!(world.requests(), 1);
 }
 

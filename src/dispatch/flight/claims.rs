@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
-    invitation::Sent,
+    invitation::{Failure, Sent},
     ledger::{self, Claim, Claimed, Doubt, Fence, Record, Settlement, State},
 };
 
@@ -110,6 +110,16 @@ impl Trip {
             None => self.known_without_a_claim(doubt).await,
         };
         known.unwrap_or_else(|| Err(attempts.turned_away(away)))
+    }
+
+    /// What a call comes to that gets no further attempt. Since its last one the key was free, and another process may have had
+    /// an outcome.
+    pub(super) async fn given_up(&self, failure: Failure, attempts: &Attempts) -> Answer {
+        let known = match attempts.made {
+            0 => None,
+            _ => self.known_now(self.core.in_flight.doubt(&self.landing.flight)).await,
+        };
+        known.map_or(Err(failure), |answer| attempts.with_sent(answer))
     }
 
     pub(super) async fn known_now(&self, doubt: Doubt) -> Option<Answer> {
